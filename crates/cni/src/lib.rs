@@ -1,0 +1,2 @@
+//! One attachment of a pod on this node.
+pub mod attachment;

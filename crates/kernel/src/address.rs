@@ -1,0 +1,166 @@
+//! The addresses of links.
+//!
+//! An IPv6 address that we set skips duplicate address detection (`IFA_F_NODAD`): it is usable when the call returns.
+//! Our addresses come from an allocation that has one owner, so there is no duplicate to detect.
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+
+use crate::error::Result;
+use crate::link::family;
+use crate::netlink::{Message, Netlink};
+
+/// An address on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The link's index.
+    pub link: u32,
+    /// The address with the length of its subnet.
+    pub net: IpNet,
+    /// Reachable from elsewhere: neither link-local nor loopback.
+    pub global: bool,
+    /// An IPv6 address that the kernel does not use yet, or will never, because of duplicate address detection.
+    pub tentative: bool,
+}
+
+impl Netlink {
+    /// All addresses, of both families.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn list_addresses(&mut self) -> Result<Vec<Address>> {
+        self.dump(
+            Message::GetAddress(AddressMessage::default()),
+            "list addresses",
+            |message| match message {
+                Message::NewAddress(address) => read_address(&address),
+                _ => None,
+            },
+        )
+    }
+
+    /// Gives the link that address; that it has it already is fine.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn ensure_address(&mut self, link: u32, net: IpNet) -> Result<()> {
+        let message = Message::NewAddress(address_message(link, net));
+        let action = || format!("add address {net} to link {link}");
+        match self.change(message, NLM_F_CREATE | NLM_F_EXCL, action) {
+            Err(error) if !error.is_exists() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes that address from the link; that it does not have it is fine.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn remove_address(&mut self, link: u32, net: IpNet) -> Result<()> {
+        let message = Message::DelAddress(address_message(link, net));
+        match self.change(message, 0, || {
+            format!("remove address {net} from link {link}")
+        }) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn address_message(link: u32, net: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(net.addr());
+    message.header.prefix_len = net.prefix_len();
+    message.header.index = link;
+    message.attributes.push(AddressAttribute::Local(net.addr()));
+    match net {
+        IpNet::V4(v4) => {
+            message
+                .attributes
+                .push(AddressAttribute::Address(net.addr()));
+            if net.prefix_len() < 31 {
+                message
+                    .attributes
+                    .push(AddressAttribute::Broadcast(v4.broadcast()));
+            }
+        }
+        IpNet::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
+    }
+    message
+}
+
+fn read_address(message: &AddressMessage) -> Option<Address> {
+    // IPv4 has its own address in IFA_LOCAL and the peer's in IFA_ADDRESS; IPv6 only IFA_ADDRESS, unless it has a peer.
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+    let address = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        });
+    let header = &message.header;
+    Some(Address {
+        link: header.index,
+        net: IpNet::new(local.or(address)?, header.prefix_len).ok()?,
+        global: matches!(header.scope, AddressScope::Universe | AddressScope::Site),
+        tentative: header.flags.contains(AddressHeaderFlags::Tentative),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestNs;
+
+    #[test]
+    fn addresses_of_both_families_are_usable_at_once_and_twice_is_once() {
+        let ns = TestNs::new();
+        ns.ip("link add br0 up type bridge");
+        let mut netlink = Netlink::open().unwrap();
+        let link = netlink.link(&"br0".parse().unwrap()).unwrap().index;
+        let nets: [IpNet; 2] = [
+            "10.244.1.1/24".parse().unwrap(),
+            "fd00:10:244:1::1/64".parse().unwrap(),
+        ];
+        for net in nets.iter().chain(&nets) {
+            netlink.ensure_address(link, *net).unwrap();
+        }
+        let all = netlink.list_addresses().unwrap();
+        for net in nets {
+            let expected = Address {
+                link,
+                net,
+                global: true,
+                tentative: false,
+            };
+            assert_eq!(
+                all.iter().filter(|seen| **seen == expected).count(),
+                1,
+                "{net}: {all:?}"
+            );
+        }
+        let seen = &ns.ip("-4 addr show br0")[0]["addr_info"][0];
+        assert_eq!(
+            (&seen["local"], &seen["broadcast"]),
+            (&"10.244.1.1".into(), &"10.244.1.255".into())
+        );
+        for net in nets.iter().chain(&nets) {
+            netlink.remove_address(link, *net).unwrap();
+        }
+        let left = netlink.list_addresses().unwrap();
+        assert!(
+            !left.iter().any(|address| nets.contains(&address.net)),
+            "{left:?}"
+        );
+    }
+}

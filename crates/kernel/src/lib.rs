@@ -1,0 +1,26 @@
+//! The Linux network stack, typed: links, addresses, routes, network namespaces, sysctls.
+//!
+//! Every call is blocking and short, and belongs to one network namespace: that in which its socket was opened. This
+//! crate knows no pods, no CNI and no Kubernetes, decides nothing, and never runs another program.
+
+mod address;
+mod error;
+mod link;
+mod monitor;
+mod names;
+mod netlink;
+pub mod netns;
+mod route;
+pub mod sysctl;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use address::Address;
+pub use error::{Error, Result, errno_text};
+pub use link::{Link, LinkChange, VethEnd, VethPair};
+pub use monitor::Monitor;
+pub use names::{IfName, Invalid, Mac, Prefix};
+pub use netlink::Netlink;
+pub use netns::Netns;
+pub use route::{Route, RouteOptions, RouteProtocol};
+pub use rustix::io::Errno;

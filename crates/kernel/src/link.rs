@@ -1,0 +1,465 @@
+//! Links: looking at them, making bridges and veth pairs, changing and removing them.
+//!
+//! No request here fails or succeeds partly without saying so, and nothing is decided here: which link is whose is the
+//! caller's affair. Surprises of the kernel are told where they are met.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+
+use crate::error::Result;
+use crate::names::{IfName, Mac};
+use crate::netlink::{Message, Netlink};
+use crate::netns::Netns;
+
+/// A link as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number, unique in its network namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, where it has one.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up (`IFF_UP`).
+    pub up: bool,
+    /// `bridge`, `veth`, `vxlan` …; none for a physical device.
+    pub kind: Option<String>,
+    /// The text that its owner put on it; empty counts as none.
+    pub alias: Option<String>,
+    /// The index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// For a bridge port: sends a frame back through the port that it came in by.
+    pub hairpin: bool,
+}
+
+impl Link {
+    /// True for a bridge.
+    pub fn is_bridge(&self) -> bool {
+        self.kind.as_deref() == Some("bridge")
+    }
+
+    /// True for one end of a veth pair.
+    pub fn is_veth(&self) -> bool {
+        self.kind.as_deref() == Some("veth")
+    }
+}
+
+/// What to change on a link; what is `None` or false stays as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LinkChange<'a> {
+    /// Set it up.
+    pub up: bool,
+    /// The new MTU in bytes.
+    pub mtu: Option<u32>,
+    /// The new alias.
+    pub alias: Option<&'a str>,
+    /// The new Ethernet address.
+    pub mac: Option<Mac>,
+    /// For a bridge port: the hairpin mode.
+    pub hairpin: Option<bool>,
+    /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
+    pub no_link_local: bool,
+}
+
+/// A veth pair to be made: one end here, the other born in another network namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct VethPair<'a> {
+    /// The end in the socket's own namespace.
+    pub host: VethEnd<'a>,
+    /// The end in `peer_netns`.
+    pub peer: VethEnd<'a>,
+    /// Where the peer is born.
+    pub peer_netns: &'a Netns,
+    /// The index of the bridge that the host's end becomes a port of.
+    pub master: Option<u32>,
+    /// The MTU of both ends in bytes.
+    pub mtu: u32,
+}
+
+/// One end of a veth pair.
+#[derive(Debug, Clone, Copy)]
+pub struct VethEnd<'a> {
+    /// Its name.
+    pub name: &'a IfName,
+    /// Its Ethernet address.
+    pub mac: Mac,
+}
+
+impl Netlink {
+    /// The link of that name.
+    ///
+    /// For a link whose carrier just came on, the answer comes after the kernel has let packets through
+    /// (`linkwatch_sync_dev` in `rtnl_getlink`), so that asking is also waiting.
+    ///
+    /// # Errors
+    /// Not found, or what the kernel answered.
+    pub fn link(&mut self, name: &IfName) -> Result<Link> {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_string()));
+        let action = || format!("find link {name}");
+        match self.query(Message::GetLink(message), action)? {
+            Message::NewLink(found) => Ok(read_link(found)),
+            _ => Err(crate::Error::new(action(), rustix::io::Errno::NODEV)),
+        }
+    }
+
+    /// The link of that name, or none.
+    ///
+    /// # Errors
+    /// Any but *not found*.
+    pub fn find_link(&mut self, name: &IfName) -> Result<Option<Link>> {
+        match self.link(name) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All links.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn list_links(&mut self) -> Result<Vec<Link>> {
+        self.dump(
+            Message::GetLink(LinkMessage::default()),
+            "list links",
+            |message| match message {
+                Message::NewLink(link) => Some(read_link(link)),
+                _ => None,
+            },
+        )
+    }
+
+    /// Makes a bridge that is up and whose MAC address is `mac` and stays so, whatever ports it gets.
+    ///
+    /// Its MTU follows its ports until [`Self::set_link`] sets one: an MTU in this message would not count as set
+    /// (`BROPT_MTU_SET_BY_USER` in `net/bridge/br_device.c`).
+    ///
+    /// # Errors
+    /// Exists, or what the kernel answered.
+    pub fn add_bridge(&mut self, name: &IfName, mac: Mac) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.extend([
+            LinkAttribute::IfName(name.to_string()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+            LinkAttribute::Address(mac.0.to_vec()),
+        ]);
+        self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
+            format!("add link {name} type bridge")
+        })
+    }
+
+    /// Makes a veth pair in one step: the peer is born in its namespace with its name, MAC address and MTU.
+    ///
+    /// Both ends are down: a peer born up is refused (ENOTCONN). An alias cannot be given here; [`Self::set_link`] does.
+    ///
+    /// # Errors
+    /// Exists (one of the names), or what the kernel answered.
+    pub fn add_veth(&mut self, pair: &VethPair<'_>) -> Result<()> {
+        let VethPair {
+            host,
+            peer,
+            peer_netns,
+            master,
+            mtu,
+        } = pair;
+        let mut born = LinkMessage::default();
+        born.attributes.extend(veth_end(peer, *mtu));
+        born.attributes
+            .push(LinkAttribute::NetNsFd(peer_netns.as_fd().as_raw_fd()));
+
+        let mut message = LinkMessage::default();
+        message.attributes.extend(veth_end(host, *mtu));
+        message
+            .attributes
+            .extend(master.map(LinkAttribute::Controller));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(born))),
+        ]));
+        self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
+            format!("add link {} type veth peer {}", host.name, peer.name)
+        })
+    }
+
+    /// Changes a link.
+    ///
+    /// # Errors
+    /// Not found, or what the kernel answered.
+    pub fn set_link(&mut self, index: u32, change: LinkChange<'_>) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        if change.up {
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+        }
+        let attributes = &mut message.attributes;
+        attributes.extend(change.mtu.map(LinkAttribute::Mtu));
+        attributes.extend(
+            change
+                .alias
+                .map(|alias| LinkAttribute::IfAlias(alias.to_owned())),
+        );
+        attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        attributes.extend(change.hairpin.map(|on| {
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(
+                    on,
+                )])),
+            ])
+        }));
+        if change.no_link_local {
+            let inet6 = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+            attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+                vec![inet6],
+            )]));
+        }
+        self.change(Message::NewLink(message), 0, || {
+            format!("set link {index}: {change:?}")
+        })
+    }
+
+    /// Removes a link; that it is not there is fine. Either end of a veth pair takes the other with it.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn remove_link(&mut self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        match self.change(Message::DelLink(message), 0, || {
+            format!("remove link {index}")
+        }) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One queue each way: a veth otherwise takes one for each of the machine's processors.
+fn veth_end(end: &VethEnd<'_>, mtu: u32) -> [LinkAttribute; 5] {
+    [
+        LinkAttribute::IfName(end.name.to_string()),
+        LinkAttribute::Address(end.mac.0.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
+    ]
+}
+
+fn read_link(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        kind: None,
+        alias: None,
+        master: None,
+        hairpin: false,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias).filter(|a| !a.is_empty()),
+            LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
+            LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| match info {
+                LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                    link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
+                }
+                _ => {}
+            }),
+            _ => {}
+        }
+    }
+    link
+}
+
+/// The family that an address belongs to, in the words of the netlink codec.
+pub(crate) fn family(ip: std::net::IpAddr) -> AddressFamily {
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestNs;
+
+    fn name(text: &str) -> IfName {
+        text.parse().unwrap()
+    }
+
+    fn pair<'a>(host: &'a IfName, peer: &'a IfName, peer_netns: &'a Netns) -> VethPair<'a> {
+        let end = |name, last| VethEnd {
+            name,
+            mac: Mac([0x0a, 0x58, 0, 0, 0, last]),
+        };
+        VethPair {
+            host: end(host, 1),
+            peer: end(peer, 2),
+            peer_netns,
+            master: None,
+            mtu: 1400,
+        }
+    }
+
+    /// A namespace that no file names; it lives as long as the value.
+    fn other_netns() -> Netns {
+        let make = || Netns::enter_new().and_then(|()| Netns::current());
+        std::thread::scope(|scope| scope.spawn(make).join())
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_bridge_keeps_its_own_mac_whatever_ports_it_gets() {
+        let ns = TestNs::new();
+        let mut netlink = Netlink::open().unwrap();
+        let mac = Mac::of_ip("10.244.1.1".parse().unwrap());
+        netlink.add_bridge(&name("br0"), mac).unwrap();
+        let index = netlink.link(&name("br0")).unwrap().index;
+        netlink
+            .set_link(
+                index,
+                LinkChange {
+                    mtu: Some(1450),
+                    ..LinkChange::default()
+                },
+            )
+            .unwrap();
+        ns.ip("link add port0 address 02:00:00:00:00:01 type veth peer name x");
+        ns.ip("link set port0 master br0 up");
+        let seen = &ns.ip("-d link show br0")[0];
+        assert_eq!(seen["address"], "0a:58:0a:f4:01:01");
+        assert_eq!(seen["linkinfo"]["info_kind"], "bridge");
+        assert!(
+            seen["flags"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|flag| flag == "UP")
+        );
+        let bridge = netlink.link(&name("br0")).unwrap();
+        assert!(bridge.is_bridge() && bridge.up && bridge.mac == Some(mac) && bridge.mtu == 1450);
+        assert!(
+            netlink
+                .add_bridge(&name("br0"), mac, None)
+                .unwrap_err()
+                .is_exists()
+        );
+    }
+
+    #[test]
+    fn a_veth_pair_is_made_in_one_step_with_its_peer_born_elsewhere() {
+        let ns = TestNs::new();
+        ns.ip("link add br0 type bridge");
+        let mut netlink = Netlink::open().unwrap();
+        let bridge = netlink.link(&name("br0")).unwrap();
+        let (host, peer, elsewhere) = (name("pod0"), name("eth0"), other_netns());
+        let pair = VethPair {
+            master: Some(bridge.index),
+            ..pair(&host, &peer, &elsewhere)
+        };
+        netlink.add_veth(&pair).unwrap();
+        let seen = &ns.ip("-d link show pod0")[0];
+        assert_eq!(
+            (&seen["master"], &seen["mtu"]),
+            (&"br0".into(), &1400.into())
+        );
+        assert_eq!(
+            (&seen["num_tx_queues"], &seen["num_rx_queues"]),
+            (&1.into(), &1.into())
+        );
+        let inside = elsewhere
+            .run(|| Netlink::open()?.link(&name("eth0")))
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (inside.mac, inside.mtu),
+            (Some(Mac([0x0a, 0x58, 0, 0, 0, 2])), 1400)
+        );
+
+        let link = netlink.link(&host).unwrap();
+        let change = LinkChange {
+            up: true,
+            alias: Some("podspan:test"),
+            hairpin: Some(true),
+            no_link_local: true,
+            ..LinkChange::default()
+        };
+        netlink.set_link(link.index, change).unwrap();
+        let link = netlink.link(&host).unwrap();
+        assert!(link.up && link.is_veth() && link.hairpin && link.master == Some(bridge.index));
+        assert_eq!(link.alias.as_deref(), Some("podspan:test"));
+        let seen = &ns.ip("-d link show pod0")[0];
+        assert_eq!(seen["inet6_addr_gen_mode"], "none");
+        assert_eq!(seen["linkinfo"]["info_slave_data"]["hairpin"], true);
+
+        netlink.remove_link(link.index).unwrap();
+        netlink.remove_link(link.index).unwrap();
+        assert_eq!(netlink.find_link(&host).unwrap(), None);
+        let inside = elsewhere
+            .run(|| Netlink::open()?.find_link(&name("eth0")))
+            .unwrap()
+            .unwrap();
+        assert_eq!(inside, None, "one end takes the other with it");
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_told_as_exists() {
+        let ns = TestNs::new();
+        ns.ip("link add pod0 type bridge");
+        let mut netlink = Netlink::open().unwrap();
+        let (host, peer, elsewhere) = (name("pod0"), name("eth0"), other_netns());
+        let error = netlink
+            .add_veth(&pair(&host, &peer, &elsewhere))
+            .unwrap_err();
+        assert!(error.is_exists(), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("add link pod0 type veth peer eth0: file exists")
+        );
+    }
+
+    #[test]
+    fn listing_reads_every_kind_of_link() {
+        let ns = TestNs::new();
+        ns.ip("link add br0 type bridge");
+        ns.ip("link add vx0 type vxlan id 7 dstport 4789");
+        ns.ip("link add v0 type veth peer name v1");
+        let links = Netlink::open().unwrap().list_links().unwrap();
+        let kinds: Vec<_> = links
+            .iter()
+            .map(|l| (l.name.as_str(), l.kind.as_deref()))
+            .collect();
+        for kind in [
+            ("lo", None),
+            ("br0", Some("bridge")),
+            ("vx0", Some("vxlan")),
+            ("v0", Some("veth")),
+        ] {
+            assert!(kinds.contains(&kind), "{kind:?} in {kinds:?}");
+        }
+    }
+}

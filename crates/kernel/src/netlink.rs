@@ -1,0 +1,299 @@
+//! A blocking rtnetlink socket: one request, its answers, nothing else.
+//!
+//! The socket belongs to the network namespace that it was opened in, for ever: open it there and use it from anywhere.
+//! It never sends a message without waiting for the answer, and never hands out a part of an interrupted dump.
+//! A surprise: `netlink_packet_route` must not be seen outside of this crate; its types change monthly.
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, ParseableParametrized,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// `NLMSG_ERROR`: an error, or an acknowledgement when its code is 0 (netlink(7)).
+const NLMSG_ERROR: u16 = 2;
+/// `NLMSG_DONE`: the end of a dump.
+const NLMSG_DONE: u16 = 3;
+/// `NLMSGERR_ATTR_MSG`: the kernel's words about an error.
+const NLMSGERR_ATTR_MSG: u16 = 1;
+/// `sizeof(struct nlmsghdr)`.
+const HEADER: usize = 16;
+/// What the kernel fills at the most for one part of a dump (`NLMSG_GOODSIZE` grows up to 32 KiB).
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// How often an interrupted dump is begun again before it is an error.
+const DUMP_TRIES: usize = 20;
+
+/// A request's message to the kernel.
+pub(crate) type Message = RouteNetlinkMessage;
+
+/// A connection to the routing part of the kernel, in one network namespace.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// What one received message meant for the request that is waited for.
+enum Answer {
+    /// The kernel did as asked, or a dump is at its end.
+    Done,
+    /// One object.
+    Object(Message),
+    /// Of another request, or of a kind that we cannot read: a foreign object's affair.
+    Other,
+}
+
+impl Netlink {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// What `socket`, `bind` or `setsockopt` answered.
+    pub fn open() -> Result<Self> {
+        let open = || -> std::io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            // An error's answer then holds the kernel's words and not our own request again.
+            socket.set_cap_ack(true)?;
+            socket.set_ext_ack(true)?;
+            // A dump then gives only what its header asks for (Linux 4.20); older kernels give all, and we filter too.
+            let _ = socket.set_netlink_get_strict_chk(true);
+            Ok(socket)
+        };
+        let socket = open().map_err(|error| Error::from_io("open netlink socket", &error))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+        })
+    }
+
+    /// Sends a request that changes something and waits until the kernel has done it.
+    ///
+    /// `flags` are `NLM_F_CREATE` and its like; `action` names operation and object for the error.
+    pub(crate) fn change(
+        &mut self,
+        message: Message,
+        flags: u16,
+        action: impl FnOnce() -> String,
+    ) -> Result<()> {
+        let attempt = || {
+            self.send(message, flags | NLM_F_ACK)?;
+            self.receive(|_| ())
+        };
+        attempt().map_err(|refusal| refusal.into_error(action()))
+    }
+
+    /// Asks for one object.
+    pub(crate) fn query(
+        &mut self,
+        message: Message,
+        action: impl FnOnce() -> String,
+    ) -> Result<Message> {
+        let mut found = None;
+        let attempt = || {
+            self.send(message, NLM_F_ACK)?;
+            self.receive(|object| found = Some(object))
+        };
+        let outcome = attempt();
+        outcome
+            .and_then(|()| found.ok_or(Refusal::from(Errno::NOENT)))
+            .map_err(|refusal| refusal.into_error(action()))
+    }
+
+    /// Asks for all objects of a kind and keeps what `pick` makes of them.
+    ///
+    /// A dump that the kernel calls interrupted (`NLM_F_DUMP_INTR`: something changed meanwhile) is begun again.
+    pub(crate) fn dump<T>(
+        &mut self,
+        message: Message,
+        action: &str,
+        mut pick: impl FnMut(Message) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        for _ in 0..DUMP_TRIES {
+            let mut picked = Vec::new();
+            let mut attempt = || {
+                self.send(message.clone(), NLM_F_DUMP)?;
+                self.receive(|object| picked.extend(pick(object)))
+            };
+            match attempt() {
+                Ok(()) => return Ok(picked),
+                Err(refusal) if refusal.errno == Errno::INTR => {}
+                Err(refusal) => return Err(refusal.into_error(action.to_owned())),
+            }
+        }
+        Err(Error::new(action, Errno::INTR))
+    }
+
+    fn send(&mut self, message: Message, flags: u16) -> std::result::Result<(), Refusal> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        loop {
+            match self.socket.send(&bytes, 0) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Refusal::from_io(&error)),
+            }
+        }
+    }
+
+    /// Reads until the answer to the last request is complete.
+    fn receive(&mut self, mut object: impl FnMut(Message)) -> std::result::Result<(), Refusal> {
+        let mut interrupted = false;
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Refusal::from_io(&error)),
+            }
+            let mut rest = self.buffer.as_slice();
+            while let Some((message, after)) = split_message(rest) {
+                rest = after;
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.read()? {
+                    Answer::Done if interrupted => return Err(Refusal::from(Errno::INTR)),
+                    Answer::Done => return Ok(()),
+                    Answer::Object(found) => object(found),
+                    Answer::Other => {}
+                }
+            }
+        }
+    }
+}
+
+/// An errno with the kernel's words about it, before it is known which operation it belongs to.
+struct Refusal {
+    errno: Errno,
+    detail: Option<String>,
+}
+
+impl Refusal {
+    fn from_io(error: &std::io::Error) -> Self {
+        Self::from(Errno::from_io_error(error).unwrap_or(Errno::IO))
+    }
+
+    fn into_error(self, action: String) -> Error {
+        Error::new(action, self.errno).with_detail(self.detail)
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self {
+            errno,
+            detail: None,
+        }
+    }
+}
+
+/// One message as it came: the fields of `struct nlmsghdr` that matter, and the payload.
+struct Received<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    payload: &'a [u8],
+}
+
+/// Splits the first message off; none at the end and at anything that cannot be a message.
+fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
+    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
+    let payload = bytes.get(HEADER..length)?;
+    let message = Received {
+        kind: u16_at(bytes, 4)?,
+        flags: u16_at(bytes, 6)?,
+        sequence: u32_at(bytes, 8)?,
+        payload,
+    };
+    Some((
+        message,
+        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
+    ))
+}
+
+impl Received<'_> {
+    fn read(&self) -> std::result::Result<Answer, Refusal> {
+        match self.kind {
+            // NLMSG_DONE carries an error too, when a dump failed half-way.
+            NLMSG_ERROR | NLMSG_DONE => {
+                let code = u32_at(self.payload, 0).unwrap_or(0).cast_signed();
+                if code == 0 {
+                    return Ok(Answer::Done);
+                }
+                let errno = Errno::from_raw_os_error(code.wrapping_neg());
+                Err(Refusal {
+                    errno,
+                    detail: self.words(),
+                })
+            }
+            // A foreign object in a form that this version of the codec does not know must not hide our own.
+            kind => Ok(match Message::parse_with_param(self.payload, kind) {
+                Ok(message) => Answer::Object(message),
+                Err(_) => Answer::Other,
+            }),
+        }
+    }
+
+    /// The kernel's words about an error: the attributes follow the code and the (capped) header of our request.
+    fn words(&self) -> Option<String> {
+        let mut attributes = self.payload.get(4 + HEADER..)?;
+        loop {
+            let length = usize::from(u16_at(attributes, 0)?);
+            if u16_at(attributes, 2)? == NLMSGERR_ATTR_MSG {
+                let text = attributes.get(4..length)?;
+                return Some(
+                    String::from_utf8_lossy(text)
+                        .trim_end_matches('\0')
+                        .to_owned(),
+                );
+            }
+            attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
+        }
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_message_end_the_reading() {
+        assert!(split_message(&[]).is_none());
+        assert!(
+            split_message(&[4, 0, 0, 0, 0, 0, 0, 0]).is_none(),
+            "shorter than its own header"
+        );
+        assert!(
+            split_message(&[0xff; 16]).is_none(),
+            "longer than what came"
+        );
+        let words = Received {
+            kind: NLMSG_ERROR,
+            flags: 0,
+            sequence: 1,
+            payload: &[0; 20],
+        }
+        .words();
+        assert_eq!(words, None);
+    }
+}

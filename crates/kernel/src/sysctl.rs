@@ -1,0 +1,68 @@
+//! Kernel parameters under `/proc/sys`.
+//!
+//! `/proc/sys/net` shows the network namespace of the calling thread. A key is the path below `/proc/sys`
+//! (`net/ipv6/conf/eth0/accept_ra`), because the names of links may hold dots.
+
+use std::fs;
+use std::io::Write;
+
+use crate::error::{Error, Result};
+
+/// The value, without the line's end.
+///
+/// # Errors
+/// Not found where the kernel has no such parameter (as all of `net/ipv6` without IPv6), or what it answered.
+pub fn read(key: &str) -> Result<String> {
+    fs::read_to_string(path(key))
+        .map(|text| text.trim_end().to_owned())
+        .map_err(|error| Error::from_io(format!("read sysctl {key}"), &error))
+}
+
+/// Sets the value, whatever it was.
+///
+/// # Errors
+/// As [`read`].
+pub fn write(key: &str, value: &str) -> Result<()> {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path(key))
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|error| Error::from_io(format!("set sysctl {key} to {value}"), &error))
+}
+
+/// Sets the value where it is another one; on a read-only `/proc/sys` the right value is therefore enough.
+///
+/// # Errors
+/// As [`read`].
+pub fn ensure(key: &str, value: &str) -> Result<()> {
+    if read(key)? == value {
+        Ok(())
+    } else {
+        write(key, value)
+    }
+}
+
+fn path(key: &str) -> String {
+    format!("/proc/sys/{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestNs;
+
+    #[test]
+    fn sysctls_are_those_of_the_thread_s_network_namespace() {
+        let ns = TestNs::new();
+        ns.ip("link add dotted.0 type bridge");
+        assert_eq!(read("net/ipv4/ip_forward"), Ok("0".into()));
+        ensure("net/ipv4/ip_forward", "1").unwrap();
+        ensure("net/ipv4/ip_forward", "1").unwrap();
+        write("net/ipv6/conf/dotted.0/accept_ra", "0").unwrap();
+        assert_eq!(read("net/ipv6/conf/dotted.0/accept_ra"), Ok("0".into()));
+        let error = write("net/ipv4/conf/none/rp_filter", "1").unwrap_err();
+        assert!(error.is_not_found());
+        let _other = TestNs::new();
+        assert_eq!(read("net/ipv4/ip_forward"), Ok("0".into()));
+    }
+}
