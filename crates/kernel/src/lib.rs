@@ -17,7 +17,7 @@ pub mod testing;
 
 pub use address::Address;
 pub use error::{Error, Result, errno_text};
-pub use link::{Link, LinkChange, VethEnd, VethPair};
+pub use link::{Link, LinkChange, LinkKey, VethEnd, VethPair};
 pub use monitor::Monitor;
 pub use names::{IfName, Invalid, Mac, Prefix};
 pub use netlink::Netlink;

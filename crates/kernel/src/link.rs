@@ -52,6 +52,36 @@ impl Link {
     }
 }
 
+/// Which link: by index, or by name, which spares a look-up.
+#[derive(Debug, Clone, Copy)]
+pub enum LinkKey<'a> {
+    /// Its number.
+    Index(u32),
+    /// Its name.
+    Name(&'a IfName),
+}
+
+impl From<u32> for LinkKey<'_> {
+    fn from(index: u32) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl<'a> From<&'a IfName> for LinkKey<'a> {
+    fn from(name: &'a IfName) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl std::fmt::Display for LinkKey<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Index(index) => write!(f, "{index}"),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
 /// What to change on a link; what is `None` or false stays as it is.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LinkChange<'a> {
@@ -67,6 +97,35 @@ pub struct LinkChange<'a> {
     pub hairpin: Option<bool>,
     /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
     pub no_link_local: bool,
+}
+
+impl std::fmt::Display for LinkChange<'_> {
+    /// As one writes it behind `ip link set <link>`; each word with its space before it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(mtu) = self.mtu {
+            write!(f, " mtu {mtu}")?;
+        }
+        if let Some(alias) = self.alias {
+            write!(f, " alias {alias}")?;
+        }
+        if let Some(mac) = self.mac {
+            write!(f, " address {mac}")?;
+        }
+        if self.no_link_local {
+            f.write_str(" addrgenmode none")?;
+        }
+        if self.up {
+            f.write_str(" up")?;
+        }
+        if let Some(on) = self.hairpin {
+            write!(
+                f,
+                " type bridge_slave hairpin {}",
+                if on { "on" } else { "off" }
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// A veth pair to be made: one end here, the other born in another network namespace.
@@ -198,9 +257,19 @@ impl Netlink {
     ///
     /// # Errors
     /// Not found, or what the kernel answered.
-    pub fn set_link(&mut self, index: u32, change: LinkChange<'_>) -> Result<()> {
+    pub fn set_link<'k>(
+        &mut self,
+        link: impl Into<LinkKey<'k>>,
+        change: LinkChange<'_>,
+    ) -> Result<()> {
+        let link = link.into();
         let mut message = LinkMessage::default();
-        message.header.index = index;
+        match link {
+            LinkKey::Index(index) => message.header.index = index,
+            LinkKey::Name(name) => message
+                .attributes
+                .push(LinkAttribute::IfName(name.to_string())),
+        }
         if change.up {
             message.header.flags = LinkFlags::Up;
             message.header.change_mask = LinkFlags::Up;
@@ -228,7 +297,7 @@ impl Netlink {
             )]));
         }
         self.change(Message::NewLink(message), 0, || {
-            format!("set link {index}: {change:?}")
+            format!("set link {link}{change}")
         })
     }
 
@@ -363,7 +432,7 @@ mod tests {
         assert!(bridge.is_bridge() && bridge.up && bridge.mac == Some(mac) && bridge.mtu == 1450);
         assert!(
             netlink
-                .add_bridge(&name("br0"), mac, None)
+                .add_bridge(&name("br0"), mac)
                 .unwrap_err()
                 .is_exists()
         );
@@ -399,7 +468,6 @@ mod tests {
             (Some(Mac([0x0a, 0x58, 0, 0, 0, 2])), 1400)
         );
 
-        let link = netlink.link(&host).unwrap();
         let change = LinkChange {
             up: true,
             alias: Some("podspan:test"),
@@ -407,7 +475,7 @@ mod tests {
             no_link_local: true,
             ..LinkChange::default()
         };
-        netlink.set_link(link.index, change).unwrap();
+        netlink.set_link(&host, change).unwrap();
         let link = netlink.link(&host).unwrap();
         assert!(link.up && link.is_veth() && link.hairpin && link.master == Some(bridge.index));
         assert_eq!(link.alias.as_deref(), Some("podspan:test"));

@@ -98,26 +98,32 @@ impl fmt::Display for Route {
 }
 
 impl Netlink {
-    /// All unicast routes of the main table that `protocol` installed, of both families.
+    /// All unicast routes of the main table, of both families: those that a protocol installed, or with `None` all.
     ///
     /// # Errors
     /// What the kernel answered.
-    pub fn list_routes(&mut self, protocol: RouteProtocol) -> Result<Vec<Route>> {
+    pub fn list_routes(
+        &mut self,
+        protocol: impl Into<Option<RouteProtocol>>,
+    ) -> Result<Vec<Route>> {
+        let protocol = protocol.into();
         let mut routes = Vec::new();
         for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
             let mut message = RouteMessage::default();
             message.header.address_family = family(any);
             // The kernel filters by these (strict checking); an older one gives all, hence the second look below.
-            message.header.protocol = protocol.0.into();
+            message.header.protocol = protocol.map_or(0, |wanted| wanted.0).into();
             message.header.table = RouteHeader::RT_TABLE_MAIN;
-            let action = format!("list routes proto {}", protocol.0);
-            routes.extend(self.dump(Message::GetRoute(message), &action, |message| {
-                let Message::NewRoute(route) = message else {
-                    return None;
-                };
-                let route = read_route(&route)?;
-                (route.protocol == protocol && route.options.table.is_none()).then_some(route)
-            })?);
+            routes.extend(
+                self.dump(Message::GetRoute(message), "list routes", |message| {
+                    let Message::NewRoute(route) = message else {
+                        return None;
+                    };
+                    let route = read_route(&route)?;
+                    let wanted = protocol.is_none_or(|wanted| route.protocol == wanted);
+                    (wanted && route.options.table.is_none()).then_some(route)
+                })?,
+            );
         }
         Ok(routes)
     }
