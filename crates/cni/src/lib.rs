@@ -1,2 +1,17 @@
-//! One attachment of a pod on this node.
+//! One attachment of a pod on this node: the CNI protocol, IPAM, attach, detach, check.
+//!
+//! This crate knows one pod. It does not know that other nodes exist, opens no network connection, runs no other program
+//! and has no threads. Start reading at [`plugin::serve`], then [`attach::attach`].
+
+pub mod attach;
 pub mod attachment;
+mod bridge;
+pub mod check;
+pub mod detach;
+pub mod error;
+pub mod ipam;
+pub mod netconf;
+pub mod plugin;
+pub mod request;
+pub mod result;
+pub mod version;

@@ -1,0 +1,213 @@
+//! CHECK: is the attachment as ADD left it? (CNI 1.1.0, "CHECK"; T28)
+//!
+//! It changes nothing and collects every deviation before it answers. What a later plugin of the chain may have changed
+//! (MTU, MAC address, more addresses and routes) is no deviation; what is missing is.
+
+use podspan_kernel::{Link, Netlink, sysctl};
+
+use crate::attach::open_pod_netns;
+use crate::error::Error;
+use crate::ipam::{Ipam, boot_id};
+use crate::netconf::{Gateway, NetConf};
+use crate::request::PodRequest;
+use crate::result::{CniResult, Ip};
+
+/// Compares the attachment with the result of its ADD.
+///
+/// # Errors
+/// [`Error::Deviations`] with everything that is other than it should be.
+pub fn check(conf: &NetConf, request: &PodRequest, added: &CniResult) -> Result<(), Error> {
+    let mut check = Check {
+        conf,
+        request,
+        added,
+        deviations: Vec::new(),
+    };
+    let pod_netns = open_pod_netns(request)?;
+    check.allocations()?;
+    check.host_side(&mut Netlink::open()?)?;
+    pod_netns.enter()?;
+    check.pod_side(&mut Netlink::open()?)?;
+    if check.deviations.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Deviations(check.deviations))
+    }
+}
+
+struct Check<'a> {
+    conf: &'a NetConf,
+    request: &'a PodRequest,
+    added: &'a CniResult,
+    deviations: Vec<String>,
+}
+
+impl Check<'_> {
+    fn expect(&mut self, holds: bool, deviation: impl FnOnce() -> String) {
+        if !holds {
+            self.deviations.push(deviation());
+        }
+    }
+
+    /// The addresses of the result that are the pod's own interface's.
+    fn pod_ips(&self) -> impl Iterator<Item = &Ip> {
+        let own = |ip: &&Ip| {
+            ip.interface
+                .and_then(|index| self.added.interfaces.get(index))
+                .is_none_or(|interface| {
+                    !interface.sandbox.is_empty()
+                        && interface.name == self.request.attachment.ifname.as_str()
+                })
+        };
+        self.added.ips.iter().filter(own)
+    }
+
+    /// The addresses are still allocated to this attachment.
+    fn allocations(&mut self) -> Result<(), Error> {
+        let id = &self.request.attachment;
+        let ipam = Ipam::of_network(&self.conf.ipam.data_dir, &self.conf.network, &boot_id()?)?;
+        let allocated = ipam.find(id)?;
+        self.expect(!allocated.is_empty(), || {
+            format!("no address is allocated to {id}")
+        });
+        let listed: Vec<_> = self.added.ips.iter().map(|ip| ip.address.addr()).collect();
+        for ip in allocated {
+            self.expect(listed.contains(&ip), || {
+                format!("{ip} is allocated to {id} but not in prevResult")
+            });
+        }
+        let of_ours: Vec<_> = self
+            .pod_ips()
+            .map(|ip| ip.address.addr())
+            .filter(|ip| {
+                self.conf
+                    .ipam
+                    .range_sets
+                    .iter()
+                    .any(|set| set.0.iter().any(|range| range.subnet.holds(*ip)))
+            })
+            .collect();
+        let allocated = ipam.find(id)?;
+        for ip in of_ours {
+            self.expect(allocated.contains(&ip), || {
+                format!("{ip} is not allocated to {id}")
+            });
+        }
+        Ok(())
+    }
+
+    /// The bridge, its addresses, and the host veth.
+    fn host_side(&mut self, netlink: &mut Netlink) -> Result<(), Error> {
+        let conf = self.conf;
+        let bridge = netlink.find_link(&conf.bridge)?;
+        let Some(bridge) = bridge.filter(Link::is_bridge) else {
+            self.deviations
+                .push(format!("bridge {} does not exist", conf.bridge));
+            return Ok(());
+        };
+        self.expect(bridge.up, || format!("bridge {} is down", conf.bridge));
+        if conf.gateway >= Gateway::Present {
+            self.gateways(netlink, bridge.index)?;
+        }
+        let host_veth = self.request.attachment.host_veth(&conf.network);
+        let Some(link) = netlink.find_link(&host_veth)? else {
+            self.deviations
+                .push(format!("host veth {host_veth} does not exist"));
+            return Ok(());
+        };
+        let alias = self.request.attachment.alias(&conf.network)?;
+        self.expect(link.up, || format!("host veth {host_veth} is down"));
+        self.expect(link.master == Some(bridge.index), || {
+            format!("host veth {host_veth} is not a port of {}", conf.bridge)
+        });
+        self.expect(link.alias.as_ref() == Some(&alias), || {
+            format!(
+                "host veth {host_veth} has alias {:?}, not {alias:?}",
+                link.alias
+            )
+        });
+        self.expect(link.hairpin == conf.hairpin, || {
+            format!(
+                "host veth {host_veth} has hairpin {}",
+                if link.hairpin { "on" } else { "off" }
+            )
+        });
+        Ok(())
+    }
+
+    /// The bridge is the gateway that the pod was told.
+    fn gateways(&mut self, netlink: &mut Netlink, bridge: u32) -> Result<(), Error> {
+        let on_bridge: Vec<_> = netlink
+            .list_addresses()?
+            .into_iter()
+            .filter(|address| address.link == bridge)
+            .map(|address| address.net.addr())
+            .collect();
+        let told: Vec<_> = self.pod_ips().filter_map(|ip| ip.gateway).collect();
+        for gateway in told {
+            let bridge = &self.conf.bridge;
+            self.expect(on_bridge.contains(&gateway), || {
+                format!("bridge {bridge} does not have the gateway's address {gateway}")
+            });
+            let key = match gateway.is_ipv4() {
+                true => "net/ipv4/ip_forward",
+                false => "net/ipv6/conf/all/forwarding",
+            };
+            let value = sysctl::read(key)?;
+            self.expect(value == "1", || format!("sysctl {key} is {value}, not 1"));
+        }
+        Ok(())
+    }
+
+    /// The pod's interface, its addresses and its routes.
+    fn pod_side(&mut self, netlink: &mut Netlink) -> Result<(), Error> {
+        let ifname = &self.request.attachment.ifname;
+        let Some(link) = netlink.find_link(ifname)? else {
+            self.deviations
+                .push(format!("interface {ifname} does not exist in the pod"));
+            return Ok(());
+        };
+        let listed = self.added.interfaces.iter();
+        let is_listed = listed
+            .filter(|i| !i.sandbox.is_empty())
+            .any(|i| i.name == link.name);
+        self.expect(is_listed, || {
+            format!("interface {ifname} is not in prevResult")
+        });
+        self.expect(link.is_veth(), || {
+            format!("interface {ifname} in the pod is no veth")
+        });
+        self.expect(link.up, || format!("interface {ifname} in the pod is down"));
+
+        let addresses = netlink.list_addresses()?;
+        let wanted: Vec<_> = self.pod_ips().map(|ip| ip.address).collect();
+        for net in wanted {
+            let found = addresses
+                .iter()
+                .find(|a| a.link == link.index && a.net == net);
+            self.expect(found.is_some(), || {
+                format!("interface {ifname} in the pod has no address {net}")
+            });
+            self.expect(found.is_none_or(|address| !address.tentative), || {
+                format!("address {net} in the pod is not usable (duplicate address detection)")
+            });
+        }
+        let routes = netlink.list_routes(None)?;
+        for wanted in self
+            .added
+            .routes
+            .iter()
+            .filter(|route| !route.other.contains_key("table"))
+        {
+            let found = routes.iter().any(|route| {
+                route.dst.net() == wanted.dst
+                    && (wanted.gw.is_none() || route.next_hop == wanted.gw)
+            });
+            let via = wanted.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
+            self.expect(found, || {
+                format!("the pod has no route to {}{via}", wanted.dst)
+            });
+        }
+        Ok(())
+    }
+}

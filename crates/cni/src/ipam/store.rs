@@ -1,0 +1,465 @@
+//! Who owns which address: the directory `<data_dir>/<network>/`, in the format of host-local.
+//!
+//! | file | content |
+//! |---|---|
+//! | `10.244.1.7` | the owner: container id, CR LF, interface name. The truth: who has the file has the address |
+//! | `attachments/<container id>:<ifname>` | the attachment's addresses, a line each, so that DEL and CHECK need no walk |
+//! | `free.<set>` | which address comes next, see [`queue`](super::queue) |
+//! | `boot_id` | the boot that all of it belongs to; of another boot, all of it is void and removed |
+//! | `adopted` | the directory was host-local's before: there are attachments without a record |
+//! | `lock` | locked (flock) by whoever changes any of it, host-local included |
+//!
+//! An ADD links the record, then the address files, then moves the queue on; a DEL queues the address, removes its file,
+//! then the record. So a kill at any point leaves a record behind, through which the next DEL finds all there is; and an
+//! address that is free is always in the queue or still before it. No file here may ever be made in two steps.
+//!
+//! Surprising: address files are never synced. A power loss is another boot, and the state of another boot is void.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use super::directory::{Directory, errno_of};
+use super::error::IpamError;
+use super::format::{owner_text, parse_address, parse_owner, parse_record_name, record_name};
+use super::queue::{self, Queue};
+use super::range::RangeSet;
+use crate::attachment::{AttachmentId, NetworkName};
+
+/// How often an ADD looks again when a program that ignores the lock was faster.
+const ATTEMPTS: usize = 16;
+
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The identity of the present boot.
+///
+/// # Errors
+/// When procfs does not say.
+pub fn boot_id() -> Result<String, IpamError> {
+    let fault = |err| IpamError::Io {
+        operation: "read",
+        path: BOOT_ID.into(),
+        errno: errno_of(&err),
+    };
+    let text = std::fs::read_to_string(BOOT_ID).map_err(fault)?;
+    Ok(text.trim().to_owned())
+}
+
+/// An address with an address file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Taken {
+    /// The address.
+    pub address: IpAddr,
+    /// Whom the file names; none when it is damaged.
+    pub owner: Option<AttachmentId>,
+}
+
+/// How much room a range set has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// How many addresses it has, reserved ones not counted.
+    pub total: u128,
+    /// How many are not known to be taken. At least one is free; more may be taken than this says after damage, after a
+    /// change of the ranges, or where host-local works in the same directory.
+    pub free: u128,
+}
+
+/// The allocations of one network. Needs no ranges but to allocate, so that DEL works when they are unusable.
+#[derive(Debug, Clone)]
+pub struct Store {
+    path: PathBuf,
+    boot_id: String,
+}
+
+/// The directory, under the lock and of the present boot.
+struct Locked {
+    directory: Directory,
+    _lock: OwnedFd,
+}
+
+impl Store {
+    /// The store of `network` in `data_dir`. Touches no file yet.
+    ///
+    /// # Errors
+    /// When the boot id is empty: it would take a directory of any boot for its own.
+    pub fn open(data_dir: &Path, network: &NetworkName, boot_id: &str) -> Result<Self, IpamError> {
+        match boot_id.trim() {
+            "" => Err(IpamError::Io {
+                operation: "read",
+                path: BOOT_ID.into(),
+                errno: Errno::NODATA,
+            }),
+            boot_id => Ok(Self {
+                path: data_dir.join(network.as_str()),
+                boot_id: boot_id.to_owned(),
+            }),
+        }
+    }
+
+    /// Takes one address of each range set for the attachment: all of them, or none.
+    ///
+    /// # Errors
+    /// When the attachment has addresses already, when a set is exhausted, when its id is too long, or when the file
+    /// system fails. What was done is undone.
+    pub fn allocate(&self, sets: &[RangeSet], id: &AttachmentId) -> Result<Vec<IpAddr>, IpamError> {
+        let record = record_name(id)?;
+        let locked = self.enter_ensured()?;
+        let held = locked.addresses_of(id)?;
+        if !held.is_empty() {
+            return Err(IpamError::Duplicate {
+                id: id.clone(),
+                addresses: held,
+            });
+        }
+        for _ in 0..ATTEMPTS {
+            let mut queues = locked.queues(sets)?;
+            let mut candidates = Vec::with_capacity(sets.len());
+            for queue in &mut queues {
+                candidates.push(locked.candidate(queue)?);
+            }
+            if locked.take(&record, id, &candidates)? {
+                let advanced = queues.iter_mut().try_for_each(Queue::advance);
+                return match advanced {
+                    Ok(()) => Ok(candidates),
+                    Err(fault) => locked.give_up(id, fault),
+                };
+            }
+        }
+        Err(locked.contended())
+    }
+
+    /// Frees all addresses of the attachment. Nothing there is success; a failure does not stop the rest.
+    ///
+    /// # Errors
+    /// When the file system fails; says everything that failed. What could not be freed stays on record for the next try.
+    pub fn release(&self, id: &AttachmentId) -> Result<(), IpamError> {
+        match self.enter_existing()? {
+            Some(locked) => locked.release(id),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses whose files name the attachment, in the order of the range sets.
+    ///
+    /// # Errors
+    /// When the file system fails.
+    pub fn find(&self, id: &AttachmentId) -> Result<Vec<IpAddr>, IpamError> {
+        let Some(locked) = self.enter_existing()? else {
+            return Ok(Vec::new());
+        };
+        let mut addresses = locked.addresses_of(id)?;
+        let mut faults = Vec::new();
+        addresses.retain(|&ip| match locked.owner(ip) {
+            Ok(owner) => owner == Owner::Attachment(id.clone()),
+            Err(fault) => {
+                faults.push(fault);
+                false
+            }
+        });
+        IpamError::gather(faults).map(|()| addresses)
+    }
+
+    /// All addresses that are taken, by address. Costs as much as there are.
+    ///
+    /// # Errors
+    /// When the file system fails.
+    pub fn list(&self) -> Result<Vec<Taken>, IpamError> {
+        match self.enter_existing()? {
+            Some(locked) => locked.list(),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// How much room each range set has; success means that an ADD finds an address. Costs the same however full it is.
+    ///
+    /// # Errors
+    /// When a set is exhausted, or when the file system fails.
+    pub fn capacity(&self, sets: &[RangeSet]) -> Result<Vec<Capacity>, IpamError> {
+        let locked = self.enter_ensured()?;
+        let mut answer = Vec::with_capacity(sets.len());
+        for (mut queue, set) in locked.queues(sets)?.into_iter().zip(sets) {
+            locked.candidate(&mut queue)?;
+            let total = set.total();
+            answer.push(Capacity {
+                total,
+                free: queue.ahead().min(total),
+            });
+        }
+        Ok(answer)
+    }
+
+    /// Frees the addresses of all attachments but the `valid` ones, and damaged files that no valid attachment has on
+    /// record. A failure does not stop the rest. Costs as much as there are allocations.
+    ///
+    /// # Errors
+    /// When the file system fails; says everything that failed.
+    pub fn retain(&self, valid: &BTreeSet<AttachmentId>) -> Result<(), IpamError> {
+        match self.enter_existing()? {
+            Some(locked) => locked.retain(valid),
+            None => Ok(()),
+        }
+    }
+
+    /// The directory under the lock; none when there is no directory.
+    fn enter_existing(&self) -> Result<Option<Locked>, IpamError> {
+        Directory::open(&self.path)?
+            .map(|directory| self.enter(directory))
+            .transpose()
+    }
+
+    /// The directory under the lock, made where it is missing.
+    fn enter_ensured(&self) -> Result<Locked, IpamError> {
+        self.enter(Directory::ensure(&self.path)?)
+    }
+
+    /// Takes the lock and sees to it that what is in the directory is of this boot.
+    fn enter(&self, directory: Directory) -> Result<Locked, IpamError> {
+        let lock = directory.lock()?;
+        let locked = Locked {
+            directory,
+            _lock: lock,
+        };
+        let written = locked.directory.read("boot_id")?.unwrap_or_default();
+        match written.trim() {
+            same if same == self.boot_id => return Ok(locked),
+            // No boot id is not another boot: the directory is new, or it was host-local's.
+            "" => locked.adopt()?,
+            _ => locked.void()?,
+        }
+        locked.directory.ensure_inner("attachments")?;
+        // Last, so that a kill before it repeats the rest.
+        let boot_id = format!("{}\n", self.boot_id);
+        locked.directory.replace("boot_id", boot_id.as_bytes())?;
+        Ok(locked)
+    }
+}
+
+/// What an address file says.
+#[derive(Debug, PartialEq, Eq)]
+enum Owner {
+    /// There is no file: the address is free.
+    Nobody,
+    /// The file names an attachment.
+    Attachment(AttachmentId),
+    /// The file is empty or damaged: the address is taken, and only a record or GC frees it.
+    Unknown,
+}
+
+impl Locked {
+    fn queues<'a>(&'a self, sets: &'a [RangeSet]) -> Result<Vec<Queue<'a>>, IpamError> {
+        let indexed = sets.iter().enumerate();
+        indexed
+            .map(|(index, set)| Queue::open(&self.directory, index, set))
+            .collect()
+    }
+
+    /// The next address that nobody has. Where host-local frees addresses too, our queue does not hear of it: before such
+    /// a set counts as exhausted, one more lap is made through it.
+    fn candidate(&self, queue: &mut Queue<'_>) -> Result<IpAddr, IpamError> {
+        let mut found = queue.peek()?;
+        if found.is_none() && self.is_shared()? {
+            queue.begin_lap();
+            found = queue.peek()?;
+        }
+        found.ok_or_else(|| queue.exhausted())
+    }
+
+    /// Links the record, then the address files. False, with everything undone, when somebody took one meanwhile.
+    fn take(
+        &self,
+        record: &str,
+        id: &AttachmentId,
+        addresses: &[IpAddr],
+    ) -> Result<bool, IpamError> {
+        // An empty or damaged record that no address file bears out stands in nobody's way.
+        self.directory.remove(record)?;
+        let lines: String = addresses.iter().map(|ip| format!("{ip}\n")).collect();
+        let owner = owner_text(id);
+        let names = addresses.iter().map(|ip| (ip.to_string(), owner.as_str()));
+        let mut linked = Vec::new();
+        for (name, content) in std::iter::once((record.to_owned(), lines.as_str())).chain(names) {
+            match self.directory.link_new(&name, content) {
+                Ok(true) => linked.push(name),
+                failed => {
+                    let mut faults: Vec<IpamError> = failed.err().into_iter().collect();
+                    let undone = linked.iter().rev().map(|name| self.directory.remove(name));
+                    faults.extend(undone.filter_map(Result::err));
+                    return IpamError::gather(faults).map(|()| false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Undoes an allocation whose addresses some queue has passed already.
+    fn give_up<T>(&self, id: &AttachmentId, fault: IpamError) -> Result<T, IpamError> {
+        Err(match self.release(id) {
+            Ok(()) => fault,
+            Err(second) => IpamError::Several(vec![fault, second]),
+        })
+    }
+
+    fn release(&self, id: &AttachmentId) -> Result<(), IpamError> {
+        let on_record = self.on_record(id)?;
+        let addresses = match &on_record {
+            Some(addresses) => addresses.clone(),
+            None => self.addresses_of(id)?,
+        };
+        let mut faults = Vec::new();
+        for ip in addresses {
+            let freed = self.owner(ip).and_then(|owner| match owner {
+                Owner::Attachment(owner) if owner == *id => self.free(ip),
+                // Only an atomic link can have put it there, so the record proves whose it was before the damage.
+                Owner::Unknown if on_record.is_some() => self.free(ip),
+                _ => Ok(()),
+            });
+            faults.extend(freed.err());
+        }
+        if faults.is_empty()
+            && let Ok(record) = record_name(id)
+        {
+            faults.extend(self.directory.remove(&record).err());
+        }
+        IpamError::gather(faults)
+    }
+
+    /// Queues the address, then removes its file: between the two it is taken still, and not lost.
+    fn free(&self, ip: IpAddr) -> Result<(), IpamError> {
+        queue::append(&self.directory, ip)?;
+        self.directory.remove(&ip.to_string())
+    }
+
+    fn retain(&self, valid: &BTreeSet<AttachmentId>) -> Result<(), IpamError> {
+        let mut faults = Vec::new();
+        let mut proven = BTreeSet::new();
+        // A valid attachment's unsound record may be of any damaged file; then GC leaves those to its DEL.
+        let mut in_doubt = false;
+        let records = self.directory.names("attachments")?;
+        for id in records.iter().filter_map(|name| parse_record_name(name)) {
+            if !valid.contains(&id) {
+                faults.extend(self.release(&id).err());
+                continue;
+            }
+            match self.on_record(&id) {
+                Ok(Some(addresses)) => proven.extend(addresses),
+                unsound => {
+                    in_doubt = true;
+                    faults.extend(unsound.err());
+                }
+            }
+        }
+        for ip in self.addresses()? {
+            let freed = self.owner(ip).and_then(|owner| match owner {
+                Owner::Attachment(id) if !valid.contains(&id) => self.free(ip),
+                Owner::Unknown if !in_doubt && !proven.contains(&ip) => self.free(ip),
+                _ => Ok(()),
+            });
+            faults.extend(freed.err());
+        }
+        IpamError::gather(faults)
+    }
+
+    /// The addresses of the attachment: on record; or, where there may be allocations that no sound record tells of, by
+    /// walking the address files.
+    fn addresses_of(&self, id: &AttachmentId) -> Result<Vec<IpAddr>, IpamError> {
+        if let Some(addresses) = self.on_record(id)? {
+            return Ok(addresses);
+        }
+        let damaged = match record_name(id) {
+            Ok(record) => self.directory.holds(&record)?,
+            Err(_) => false,
+        };
+        if !damaged && !self.is_shared()? {
+            return Ok(Vec::new());
+        }
+        let mut taken = self.list()?;
+        taken.retain(|taken| taken.owner.as_ref() == Some(id));
+        Ok(taken.into_iter().map(|taken| taken.address).collect())
+    }
+
+    /// The addresses in the attachment's record; none when it is absent, empty or damaged.
+    fn on_record(&self, id: &AttachmentId) -> Result<Option<Vec<IpAddr>>, IpamError> {
+        // What is too long for a name has no record; host-local may know it all the same.
+        let Ok(record) = record_name(id) else {
+            return Ok(None);
+        };
+        let text = self.directory.read(&record)?.unwrap_or_default();
+        let addresses = text.lines().map(str::parse).collect::<Result<Vec<_>, _>>();
+        Ok(addresses.ok().filter(|addresses| !addresses.is_empty()))
+    }
+
+    fn owner(&self, ip: IpAddr) -> Result<Owner, IpamError> {
+        Ok(match self.directory.read(&ip.to_string())? {
+            None => Owner::Nobody,
+            Some(text) => parse_owner(&text).map_or(Owner::Unknown, Owner::Attachment),
+        })
+    }
+
+    /// All addresses that have a file, in order.
+    fn addresses(&self) -> Result<Vec<IpAddr>, IpamError> {
+        let names = self.directory.names("")?;
+        let mut addresses: Vec<IpAddr> = names
+            .iter()
+            .filter_map(|name| parse_address(name))
+            .collect();
+        addresses.sort();
+        Ok(addresses)
+    }
+
+    fn list(&self) -> Result<Vec<Taken>, IpamError> {
+        let mut taken = Vec::new();
+        for address in self.addresses()? {
+            let owner = match self.owner(address)? {
+                Owner::Nobody => continue,
+                Owner::Attachment(id) => Some(id),
+                Owner::Unknown => None,
+            };
+            taken.push(Taken { address, owner });
+        }
+        Ok(taken)
+    }
+
+    /// True where host-local has worked in this boot: it keeps no records, and frees without telling the queue.
+    fn is_shared(&self) -> Result<bool, IpamError> {
+        Ok(self.directory.holds("adopted")? || self.directory.holds("last_reserved_ip.0")?)
+    }
+
+    /// Marks a directory that holds allocations of host-local. They all stay as they are.
+    fn adopt(&self) -> Result<(), IpamError> {
+        let of_host_local =
+            |name: &String| parse_address(name).is_some() || name.starts_with("last_reserved_ip.");
+        if self.directory.names("")?.iter().any(of_host_local) {
+            self.directory.link_new("adopted", "host-local\n")?;
+        }
+        Ok(())
+    }
+
+    /// Removes what another boot left: no netns outlives its boot. Files that are neither ours nor host-local's stay.
+    fn void(&self) -> Result<(), IpamError> {
+        for name in self.directory.names("attachments")? {
+            if parse_record_name(&name).is_some() {
+                self.directory.remove(&format!("attachments/{name}"))?;
+            }
+        }
+        for name in self.directory.names("")? {
+            let order = name.starts_with("free.") || name.starts_with("last_reserved_ip.");
+            if parse_address(&name).is_some() || order || name == "adopted" {
+                self.directory.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn contended(&self) -> IpamError {
+        IpamError::Contended {
+            directory: self.directory.path().to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

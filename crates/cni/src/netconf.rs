@@ -1,0 +1,412 @@
+//! The network configuration that the runtime writes to standard input (CNI 1.1.0, section 1 and 3).
+//!
+//! Two steps. [`Input`] has what every command needs (version, network's name, where the addresses are kept) and comes
+//! from almost any configuration, so that DEL can free what a since broken configuration once took. [`NetConf`] is the
+//! whole of it, with every value checked. A surprise: `isDefaultGateway` and `hairpinMode` are on where nothing is said.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use podspan_kernel::IfName;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::attachment::{AttachmentId, NetworkName};
+use crate::error::Error;
+use crate::ipam::{Dns, IpamConfig, data_dir};
+use crate::result::CniResult;
+use crate::version::Version;
+
+/// The bridge where none is named.
+const DEFAULT_BRIDGE: &str = "podspan0";
+
+/// A configuration of which only the outermost is known to be right.
+#[derive(Debug)]
+pub struct Input {
+    /// The version of the specification that runtime and plugin speak.
+    pub version: Version,
+    /// The network.
+    pub network: NetworkName,
+    keys: Map<String, Value>,
+}
+
+/// A configuration, checked.
+#[derive(Debug)]
+pub struct NetConf {
+    /// The network.
+    pub network: NetworkName,
+    /// The bridge that the pods of this node are on.
+    pub bridge: IfName,
+    /// What the bridge is to the pods.
+    pub gateway: Gateway,
+    /// The MTU of the pods' links in bytes; none is the bridge's.
+    pub mtu: Option<u32>,
+    /// A pod reaches itself through an address that leads back to it.
+    pub hairpin: bool,
+    /// The addresses.
+    pub ipam: IpamConfig,
+    /// What the result says of DNS, unless `ipam.resolvConf` does.
+    pub dns: Dns,
+}
+
+/// What the bridge is to the pods, each including the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gateway {
+    /// A switch.
+    None,
+    /// It has the gateway's address, and the node forwards.
+    Present,
+    /// The pods' default route leads to it.
+    Default,
+}
+
+/// The keys as they stand; a key that is not here and not in [`NOT_SERVED`] belongs to somebody else.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    bridge: Option<String>,
+    is_gateway: Option<bool>,
+    is_default_gateway: Option<bool>,
+    mtu: Option<u32>,
+    hairpin_mode: Option<bool>,
+    ipam: Option<Value>,
+    dns: Option<Dns>,
+}
+
+/// Keys of the bridge plugin that this version does not serve: refused where they ask for something (error code 2).
+const NOT_SERVED: [&str; 11] = [
+    "disableContainerInterface",
+    "enabledad",
+    "forceAddress",
+    "ipMasq",
+    "ipMasqBackend",
+    "macspoofchk",
+    "portIsolation",
+    "preserveDefaultVlan",
+    "promiscMode",
+    "vlan",
+    "vlanTrunk",
+];
+
+/// The least MTU: that of IPv6 (RFC 8200, section 5). IPv4 alone needs 68.
+const MTU_MIN_IPV6: u32 = 1280;
+const MTU_MIN_IPV4: u32 = 68;
+/// The greatest MTU that a veth takes (`ETH_MAX_MTU`).
+const MTU_MAX: u32 = 65535;
+
+impl Input {
+    /// Reads what every command needs.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when it is no JSON object, [`Error::Version`], [`Error::Config`] for the name.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let keys: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
+            Error::Decode(format!(
+                "the network configuration is no JSON object: {error}"
+            ))
+        })?;
+        // Absent means 0.1.0 (T16).
+        let version = match keys.get("cniVersion") {
+            None => "0.1.0",
+            Some(Value::String(text)) => text,
+            Some(other) => {
+                return Err(Error::Config(format!(
+                    "cniVersion is {other}, not a text such as \"1.0.0\""
+                )));
+            }
+        };
+        let spoken = Version::parse(version).ok_or_else(|| {
+            let all = Version::ALL.map(Version::as_str).join(", ");
+            Error::Version(format!(
+                "cniVersion is {version:?}; this plugin speaks {all}"
+            ))
+        })?;
+        let name = keys.get("name").and_then(Value::as_str).unwrap_or_default();
+        let network = name
+            .parse()
+            .map_err(|invalid| Error::Config(format!("name: {invalid}")))?;
+        Ok(Self {
+            version: spoken,
+            network,
+            keys,
+        })
+    }
+
+    /// Where the addresses are kept (`ipam.dataDir`).
+    pub fn data_dir(&self) -> PathBuf {
+        data_dir(self.keys.get("ipam").unwrap_or(&Value::Null))
+    }
+
+    /// The command needs a version that has it (T15).
+    ///
+    /// # Errors
+    /// [`Error::Version`].
+    pub fn require(&self, command: &str, least: Version) -> Result<(), Error> {
+        if self.version >= least {
+            return Ok(());
+        }
+        let version = self.version;
+        Err(Error::Version(format!(
+            "cniVersion is {version}; {command} exists since {least}"
+        )))
+    }
+
+    /// What the plugins before us in the chain, or ADD, answered.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it cannot be read.
+    pub fn prev_result(&self) -> Result<Option<CniResult>, Error> {
+        let present = self.keys.get("prevResult").filter(|value| !value.is_null());
+        present.cloned().map(CniResult::parse).transpose()
+    }
+
+    /// `cni.dev/valid-attachments`: what the runtime still knows (GC).
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is absent, which must never be taken for *none* (T29), or cannot be read.
+    pub fn valid_attachments(&self) -> Result<BTreeSet<AttachmentId>, Error> {
+        #[derive(Deserialize)]
+        struct Valid {
+            #[serde(rename = "containerID")]
+            container: String,
+            ifname: String,
+        }
+        let key = "cni.dev/valid-attachments";
+        let list = self
+            .keys
+            .get(key)
+            .filter(|value| !value.is_null())
+            .ok_or_else(|| {
+                Error::Config(format!(
+                    "{key} is missing: GC frees nothing without the list of what is in use"
+                ))
+            })?;
+        let wrong = |text: String| Error::Config(format!("{key}: {text}"));
+        let list: Vec<Valid> = serde_path_to_error::deserialize(list)
+            .map_err(|error| wrong(format!("{} at {}", error.inner(), error.path())))?;
+        list.into_iter()
+            .map(|valid| {
+                let container = valid
+                    .container
+                    .parse()
+                    .map_err(|invalid| wrong(format!("{invalid}")))?;
+                let ifname = valid
+                    .ifname
+                    .parse()
+                    .map_err(|invalid| wrong(format!("{invalid}")))?;
+                Ok(AttachmentId { container, ifname })
+            })
+            .collect()
+    }
+
+    /// The whole configuration.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with key, value and what would be right; [`Error::UnsupportedField`].
+    pub fn netconf(&self) -> Result<NetConf, Error> {
+        for key in NOT_SERVED {
+            if let Some(value) = self.keys.get(key).filter(|value| asks_for_something(value)) {
+                return Err(Error::UnsupportedField(format!(
+                    "{key}: {value} is not served by this version"
+                )));
+            }
+        }
+        let raw: Raw = serde_path_to_error::deserialize(Value::Object(self.keys.clone()))
+            .map_err(|error| Error::Config(format!("{}: {}", error.path(), error.inner())))?;
+        let ipam = raw.ipam.ok_or_else(|| {
+            Error::Config(
+                r#"ipam is missing; it must hold "ranges" with at least one subnet"#.into(),
+            )
+        })?;
+        require_own_ipam(&ipam)?;
+        let ipam = IpamConfig::from_json(&ipam)?;
+        let bridge = raw
+            .bridge
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .unwrap_or(DEFAULT_BRIDGE);
+        Ok(NetConf {
+            network: self.network.clone(),
+            bridge: bridge
+                .parse()
+                .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
+            gateway: gateway(raw.is_gateway, raw.is_default_gateway),
+            mtu: checked_mtu(raw.mtu, &ipam)?,
+            hairpin: raw.hairpin_mode.unwrap_or(true),
+            dns: raw.dns.unwrap_or_default(),
+            ipam,
+        })
+    }
+}
+
+/// The default is a default gateway, unless `isGateway` says no; `isDefaultGateway` includes `isGateway`.
+fn gateway(is_gateway: Option<bool>, is_default: Option<bool>) -> Gateway {
+    match (is_gateway, is_default) {
+        (_, Some(true)) | (None | Some(true), None) => Gateway::Default,
+        (Some(true), Some(false)) => Gateway::Present,
+        (Some(false), _) | (None, Some(false)) => Gateway::None,
+    }
+}
+
+/// The addresses are served in this process, under our own name and that of the plugin whose place we take.
+fn require_own_ipam(ipam: &Value) -> Result<(), Error> {
+    match ipam.get("type") {
+        None => Ok(()),
+        Some(Value::String(kind)) if ["", "podspan", "host-local"].contains(&kind.as_str()) => {
+            Ok(())
+        }
+        Some(other) => Err(Error::UnsupportedField(format!(
+            "ipam.type: {other} is not served by this version; \"podspan\" and \"host-local\" are"
+        ))),
+    }
+}
+
+/// 0 counts as absent, as with the bridge plugin.
+fn checked_mtu(mtu: Option<u32>, ipam: &IpamConfig) -> Result<Option<u32>, Error> {
+    let Some(mtu) = mtu.filter(|mtu| *mtu != 0) else {
+        return Ok(None);
+    };
+    let ipv6 = ipam
+        .range_sets
+        .iter()
+        .any(|set| set.0.iter().any(|range| range.gateway.is_ipv6()));
+    let least = if ipv6 { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 };
+    if (least..=MTU_MAX).contains(&mtu) {
+        return Ok(Some(mtu));
+    }
+    Err(Error::Config(format!(
+        "mtu is {mtu}; it must be from {least} to {MTU_MAX} bytes"
+    )))
+}
+
+/// False for the values that ask for nothing: `false`, `0`, an empty text or list, null.
+fn asks_for_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(on) => *on,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(keys) => !keys.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The configuration with these keys put in.
+    fn parse(changes: Value) -> Result<NetConf, String> {
+        let mut conf = json!({
+            "cniVersion": "1.1.0", "name": "podspan", "type": "podspan-cni",
+            "ipam": {"ranges": [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:10:244:1::/64"}]]},
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            conf[key] = value.clone();
+        }
+        let bytes = serde_json::to_vec(&conf).unwrap();
+        Input::parse(&bytes)
+            .and_then(|input| input.netconf())
+            .map_err(|error| format!("{} {error}", error.code()))
+    }
+
+    #[test]
+    fn what_is_not_said_has_our_own_defaults() {
+        let conf = parse(json!({})).unwrap();
+        assert_eq!(conf.bridge.as_str(), "podspan0");
+        assert_eq!(
+            (conf.gateway, conf.mtu, conf.hairpin),
+            (Gateway::Default, None, true)
+        );
+        assert_eq!(conf.ipam.data_dir, PathBuf::from("/run/podspan/ipam"));
+    }
+
+    #[test]
+    fn a_default_gateway_is_a_gateway() {
+        let gateway = |keys| parse(keys).unwrap().gateway;
+        assert_eq!(gateway(json!({"isGateway": true})), Gateway::Default);
+        assert_eq!(gateway(json!({"isGateway": false})), Gateway::None);
+        assert_eq!(
+            gateway(json!({"isGateway": false, "isDefaultGateway": true})),
+            Gateway::Default
+        );
+        assert_eq!(
+            gateway(json!({"isGateway": true, "isDefaultGateway": false})),
+            Gateway::Present
+        );
+        assert_eq!(gateway(json!({"isDefaultGateway": false})), Gateway::None);
+    }
+
+    #[test]
+    fn t13_t14_t16_a_bad_value_is_told_with_key_value_and_what_would_be_right() {
+        let refused = |keys| parse(keys).unwrap_err();
+        assert_eq!(
+            refused(json!({"cniVersion": "0.9.9"})),
+            "1 cniVersion is \"0.9.9\"; this plugin speaks 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
+        );
+        assert!(
+            refused(json!({"name": "a/b"})).starts_with("7 name: network name \"a/b\" must begin")
+        );
+        assert!(refused(json!({"name": null})).starts_with("7 name: "));
+        assert_eq!(
+            refused(json!({"mtu": 1000})),
+            "7 mtu is 1000; it must be from 1280 to 65535 bytes"
+        );
+        assert!(refused(json!({"mtu": "big"})).starts_with("7 mtu: invalid type: string \"big\""));
+        assert!(refused(json!({"bridge": "a b"})).starts_with("7 bridge: interface name \"a b\""));
+        assert_eq!(
+            refused(json!({"ipMasq": true})),
+            "2 ipMasq: true is not served by this version"
+        );
+        assert!(parse(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": []})).is_ok());
+        assert!(refused(json!({"ipam": null})).starts_with("7 ipam is missing"));
+        let garbage = Input::parse(b"[1]").unwrap_err();
+        assert_eq!(garbage.code(), 6);
+    }
+
+    #[test]
+    fn t17_keys_of_the_protocol_and_of_others_are_accepted() {
+        let keys = json!({"runtimeConfig": {"mac": "x"}, "args": {}, "cni.dev/x": 1, "capabilities": {}, "mine": 7});
+        assert!(parse(keys).is_ok());
+    }
+
+    #[test]
+    fn t29_gc_without_a_list_is_no_list_of_nothing() {
+        let conf = |keys: Value| {
+            let mut conf = json!({"cniVersion": "1.1.0", "name": "podspan"});
+            conf.as_object_mut()
+                .unwrap()
+                .extend(keys.as_object().unwrap().clone());
+            Input::parse(&serde_json::to_vec(&conf).unwrap())
+                .unwrap()
+                .valid_attachments()
+        };
+        assert!(conf(json!({})).is_err());
+        assert!(conf(json!({"cni.dev/valid-attachments": null})).is_err());
+        assert_eq!(
+            conf(json!({"cni.dev/valid-attachments": []}))
+                .unwrap()
+                .len(),
+            0
+        );
+        let one = json!([{"containerID": "c1", "ifname": "eth0"}]);
+        assert_eq!(
+            conf(json!({"cni.dev/valid-attachments": one}))
+                .unwrap()
+                .len(),
+            1
+        );
+        let bad = conf(json!({"cni.dev/valid-attachments": [{"containerID": "c1"}]})).unwrap_err();
+        assert!(bad.to_string().contains("missing field `ifname`"), "{bad}");
+    }
+
+    #[test]
+    fn del_needs_no_more_than_the_name_and_the_directory() {
+        let conf =
+            br#"{"cniVersion":"1.0.0","name":"n","ipam":{"ranges":"broken","dataDir":"/tmp/x"}}"#;
+        let input = Input::parse(conf).unwrap();
+        assert_eq!(input.data_dir(), PathBuf::from("/tmp/x"));
+        assert!(input.netconf().is_err());
+    }
+}

@@ -1,0 +1,180 @@
+//! The plugin from its standard input to its standard output: one command a process (CNI 1.1.0, section 2 and 4).
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use podspan_kernel::{Netlink, Netns};
+use serde_json::{Value, json};
+
+use crate::attach::{attach, require_foreign};
+use crate::check::check;
+use crate::detach::{collect_garbage, detach};
+use crate::error::Error;
+use crate::ipam::{Ipam, boot_id};
+use crate::netconf::Input;
+use crate::request::{PodRequest, Request};
+use crate::result::CniResult;
+use crate::version::Version;
+
+/// The world around the plugin.
+pub struct Streams<I, O> {
+    /// Where the configuration comes from.
+    pub input: I,
+    /// Where the result or the error goes, and nothing else (T9).
+    pub output: O,
+}
+
+/// Serves the one command that the environment asks for.
+///
+/// Returns false when it failed; the error is then on the output. None means that no command was given.
+pub fn serve<I: Read, O: Write>(
+    variable: impl Fn(&str) -> Option<OsString>,
+    mut streams: Streams<I, O>,
+) -> Option<bool> {
+    let request = match Request::parse(variable) {
+        Ok(request) => request?,
+        Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
+    };
+    let mut bytes = Vec::new();
+    if let Err(error) = streams.input.read_to_end(&mut bytes) {
+        let error = Error::Io(format!(
+            "read the network configuration from standard input: {error}"
+        ));
+        return Some(streams.fail(Version::NEWEST, &error));
+    }
+    if request == Request::Version {
+        return Some(streams.answer_version(&bytes));
+    }
+    let input = match Input::parse(&bytes) {
+        Ok(input) => input,
+        Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
+    };
+    let outcome = match request {
+        Request::Add(pod) => add(&input, &pod, &mut streams),
+        Request::Del(pod) => del(&input, &pod),
+        Request::Check(pod) => check_attachment(&input, &pod),
+        Request::Gc => gc(&input),
+        Request::Status => status(&input),
+        Request::Version => Ok(()),
+    };
+    Some(match outcome {
+        Ok(()) => true,
+        Err(error) => streams.fail(input.version, &error),
+    })
+}
+
+fn add<I, O: Write>(
+    input: &Input,
+    pod: &PodRequest,
+    streams: &mut Streams<I, O>,
+) -> Result<(), Error> {
+    let conf = input.netconf()?;
+    let before = input.prev_result()?;
+    let mut host = Netlink::open()?;
+    let result = append(before.unwrap_or_default(), attach(&mut host, &conf, pod)?);
+    // A runtime that did not get the result does not know the pod's address: that is a failed ADD.
+    let Err(error) = streams.write(&result.to_json(input.version)) else {
+        return Ok(());
+    };
+    let undone = detach(
+        &mut host,
+        &conf.network,
+        &pod.attachment,
+        &conf.ipam.data_dir,
+    );
+    Err(Error::Several(
+        [Some(error), undone.err()].into_iter().flatten().collect(),
+    ))
+}
+
+/// The previous result and what we did (T19); the indexes of our interfaces move behind those of the others.
+fn append(mut before: CniResult, mut ours: CniResult) -> CniResult {
+    let offset = before.interfaces.len();
+    for ip in &mut ours.ips {
+        ip.interface = ip.interface.map(|index| index + offset);
+    }
+    before.interfaces.append(&mut ours.interfaces);
+    before.ips.append(&mut ours.ips);
+    before.routes.append(&mut ours.routes);
+    if !ours.dns.is_empty() {
+        before.dns = ours.dns;
+    }
+    before
+}
+
+fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
+    let mut host = Netlink::open()?;
+    detach(
+        &mut host,
+        &input.network,
+        &pod.attachment,
+        &input.data_dir(),
+    )?;
+    // Everything is freed; a path that leads to the node itself is still worth telling (T8).
+    match pod.netns.as_ref().map(Netns::open) {
+        Some(Ok(netns)) => require_foreign(&netns, pod.own_netns_allowed),
+        Some(Err(_)) | None => Ok(()),
+    }
+}
+
+fn check_attachment(input: &Input, pod: &PodRequest) -> Result<(), Error> {
+    input.require("CHECK", Version::V0_4_0)?;
+    let added = input.prev_result()?.ok_or_else(|| {
+        Error::Config("prevResult is missing; CHECK needs the result of the ADD".into())
+    })?;
+    check(&input.netconf()?, pod, &added)
+}
+
+fn gc(input: &Input) -> Result<(), Error> {
+    input.require("GC", Version::V1_1_0)?;
+    collect_garbage(
+        &input.network,
+        &input.valid_attachments()?,
+        &input.data_dir(),
+    )
+}
+
+fn status(input: &Input) -> Result<(), Error> {
+    input.require("STATUS", Version::V1_1_0)?;
+    let conf = input.netconf()?;
+    Ipam::open(&conf.ipam, &conf.network, &boot_id()?)
+        .and_then(|ipam| ipam.status())
+        .map_err(|error| Error::Unavailable(error.to_string()))
+}
+
+impl<I, O: Write> Streams<I, O> {
+    fn write(&mut self, value: &Value) -> Result<(), Error> {
+        let failed =
+            |error: std::io::Error| Error::Io(format!("write to standard output: {error}"));
+        writeln!(self.output, "{value:#}")
+            .and_then(|()| self.output.flush())
+            .map_err(failed)
+    }
+
+    /// Tells the error as CNI wants it; where even that fails, the exit code is all that is left.
+    fn fail(&mut self, version: Version, error: &Error) -> bool {
+        let object = json!({
+            "cniVersion": version.to_string(),
+            "code": error.code(),
+            "msg": error.to_string(),
+        });
+        let _ = self.write(&object);
+        false
+    }
+
+    /// `cniVersion` is the asking one's, where it is ours too; no configuration is fine (T12).
+    fn answer_version(&mut self, bytes: &[u8]) -> bool {
+        let asked: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        let version = asked
+            .get("cniVersion")
+            .and_then(Value::as_str)
+            .and_then(Version::parse)
+            .unwrap_or(Version::NEWEST);
+        let answer = json!({
+            "cniVersion": version.to_string(),
+            "supportedVersions": Version::ALL.map(Version::as_str),
+        });
+        self.write(&answer).is_ok()
+    }
+}

@@ -1,0 +1,165 @@
+//! Killed at each of its system calls in turn, the plugin leaves nothing that the DEL after it does not find.
+//!
+//! The calls are enumerated, not sampled: `strace` lists those of one run, and then kills one run at each of them.
+//! Also here: what the plugin must never do at all, seen in the same list.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+mod harness;
+
+use std::collections::BTreeMap;
+
+use harness::{Node, Pod, run_raw};
+use serde_json::{Value, json};
+
+/// The system calls of one run, in order.
+fn trace(node: &Node, command: &str, pod: &Pod, conf: &Value) -> Vec<String> {
+    let file = node.data.path().join("trace");
+    let strace = ["strace", "-f", "-qq", "-o", file.to_str().unwrap()].map(str::to_owned);
+    let mut process = node.command(&strace, command, "c1");
+    let output = run_raw(process.env("CNI_NETNS", pod.path()), conf);
+    assert!(
+        output.status.success(),
+        "{command} under strace: {output:?}"
+    );
+    let text = std::fs::read_to_string(file).unwrap();
+    text.lines()
+        .map(|line| line.split_once(' ').unwrap().1.trim_start().to_owned())
+        .collect()
+}
+
+/// Each system call with its number among those of the same name, as `strace --inject` counts them.
+fn points(trace: &[String]) -> Vec<(String, usize)> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let calls = trace
+        .iter()
+        .filter_map(|line| line.split_once('('))
+        .map(|(name, _)| name);
+    // The first is strace's own exec of the plugin; a kill at the end of the process comes too late to matter.
+    let calls = calls
+        .skip(1)
+        .filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
+    calls
+        .map(|name| {
+            let number = seen.entry(name).or_default();
+            *number += 1;
+            // strace counts its exec, too.
+            (name.to_owned(), *number + usize::from(name == "execve"))
+        })
+        .filter(|(name, _)| name != "exit_group")
+        .collect()
+}
+
+/// Runs `command` and kills it when it enters the system call.
+fn run_killed(node: &Node, command: &str, pod: &Pod, conf: &Value, at: &(String, usize)) {
+    let (name, number) = at;
+    let inject = format!("--inject={name}:signal=KILL:when={number}");
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", &inject].map(str::to_owned);
+    let mut process = node.command(&strace, command, "c1");
+    let output = run_raw(process.env("CNI_NETNS", pod.path()), conf);
+    assert!(
+        !output.status.success(),
+        "{command} was not killed at {name} {number}: {output:?}"
+    );
+}
+
+#[test]
+fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({}));
+    // The bridge is made once and for all; its making has a test of its own.
+    node.add("first", &Pod::new(), &conf).expect_ok();
+    node.del("first", &conf).expect_ok();
+    let points = points(&trace(&node, "ADD", &pod, &conf));
+    node.del("c1", &conf).expect_ok();
+    assert!(
+        points.len() > 60,
+        "strace listed only {} system calls",
+        points.len()
+    );
+    for point in &points {
+        run_killed(&node, "ADD", &pod, &conf, point);
+        node.del("c1", &conf).expect_ok();
+        node.assert_clean(&format!("ADD killed at {point:?}, then DEL"));
+        assert_eq!(
+            pod.ip("link show").as_array().unwrap().len(),
+            1,
+            "in the pod: {point:?}"
+        );
+    }
+    // And the next ADD works, with the addresses that are next in turn.
+    node.add("c1", &pod, &conf).expect_ok();
+    node.assert_foreign_survives();
+    println!("ADD killed at each of {} system calls", points.len());
+}
+
+#[test]
+fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({}));
+    node.add("c1", &pod, &conf).expect_ok();
+    let points = points(&trace(&node, "DEL", &pod, &conf));
+    assert!(
+        points.len() > 30,
+        "strace listed only {} system calls",
+        points.len()
+    );
+    for point in &points {
+        node.add("c1", &pod, &conf).expect_ok();
+        run_killed(&node, "DEL", &pod, &conf, point);
+        node.del("c1", &conf).expect_ok();
+        node.assert_clean(&format!("DEL killed at {point:?}, then repeated"));
+    }
+    node.assert_foreign_survives();
+    println!("DEL killed at each of {} system calls", points.len());
+}
+
+#[test]
+fn the_first_add_of_a_node_killed_anywhere_leaves_a_bridge_that_the_next_completes() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({}));
+    let begin_anew = || {
+        node.ns.ip("link del podspan0");
+        std::fs::remove_dir_all(node.data.path().join("net")).unwrap();
+    };
+    node.add("c1", &pod, &conf).expect_ok();
+    node.del("c1", &conf).expect_ok();
+    begin_anew();
+    let points = points(&trace(&node, "ADD", &pod, &conf));
+    node.del("c1", &conf).expect_ok();
+    for point in points {
+        begin_anew();
+        run_killed(&node, "ADD", &pod, &conf, &point);
+        node.del("c1", &conf).expect_ok();
+        node.assert_clean(&format!("ADD killed at {point:?}, then DEL"));
+        node.add("c1", &pod, &conf).expect_ok();
+        let bridge = &node.ns.ip("-d addr show podspan0")[0];
+        assert_eq!(
+            bridge["ifalias"], "podspan:bridge",
+            "the mark, after a kill at {point:?}"
+        );
+        assert_eq!(bridge["address"], "0a:58:0a:f4:01:01");
+        node.del("c1", &conf).expect_ok();
+    }
+}
+
+#[test]
+fn the_plugin_starts_no_process_no_thread_and_no_network_connection() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({}));
+    for command in ["ADD", "DEL"] {
+        for line in trace(&node, command, &pod, &conf).iter().skip(1) {
+            let name = line.split('(').next().unwrap();
+            assert!(
+                !["fork", "vfork", "clone", "clone3", "execve", "connect"].contains(&name),
+                "{line}"
+            );
+            assert!(name != "socket" || line.contains("AF_NETLINK"), "{line}");
+        }
+    }
+}

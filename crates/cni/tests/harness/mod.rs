@@ -1,0 +1,292 @@
+//! A node for one test: a private network namespace, a private data directory, and the real plugin.
+//!
+//! `ip -j` is the witness, never our own code. Nothing is left behind: the namespaces end with the test's thread.
+#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(missing_docs, reason = "the functions' names say it")]
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use podspan_kernel::Netns;
+use podspan_kernel::testing::TestNs;
+use serde_json::{Value, json};
+
+pub struct Node {
+    pub ns: TestNs,
+    pub data: tempfile::TempDir,
+}
+
+/// A pod's network namespace, empty but for `lo`.
+pub struct Pod {
+    netns: Netns,
+}
+
+/// How the plugin ended and what it said.
+#[derive(Debug)]
+pub struct Answer {
+    pub ok: bool,
+    pub json: Value,
+}
+
+impl Node {
+    /// A node, with things of somebody else's that must survive.
+    pub fn new() -> Self {
+        let ns = TestNs::new();
+        ns.ip("link add foreign0 up type bridge");
+        ns.ip("addr add 192.0.2.1/24 dev foreign0");
+        ns.ip("link add pod0 type veth peer name pod1");
+        ns.ip("route add 198.51.100.0/24 via 192.0.2.2 proto static");
+        Self {
+            ns,
+            data: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Fails when something of somebody else's is gone.
+    pub fn assert_foreign_survives(&self) {
+        assert_eq!(
+            self.ns.ip("addr show foreign0")[0]["addr_info"][0]["local"],
+            "192.0.2.1"
+        );
+        assert_eq!(self.ns.ip("link show pod0")[0]["ifname"], "pod0");
+        assert_eq!(
+            self.ns.ip("route show 198.51.100.0/24")[0]["gateway"],
+            "192.0.2.2"
+        );
+    }
+
+    /// A dual-stack configuration with these keys changed; null takes one away.
+    pub fn conf(&self, changes: Value) -> Value {
+        let mut conf = json!({
+            "cniVersion": "1.1.0", "name": "net", "type": "podspan-cni",
+            "ipam": {
+                "dataDir": self.data.path(),
+                "ranges": [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:10:244:1::/64"}]],
+            },
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            match value {
+                Value::Null => _ = conf.as_object_mut().unwrap().remove(key),
+                value => conf[key] = value.clone(),
+            }
+        }
+        conf
+    }
+
+    /// The plugin's process, ready to run, behind `wrapper` (such as `strace …`).
+    pub fn command(&self, wrapper: &[String], command: &str, container: &str) -> Command {
+        let plugin = env!("CARGO_BIN_EXE_podspan-cni").to_owned();
+        let mut words = wrapper.iter().cloned().chain([plugin]);
+        let mut process = Command::new(words.next().unwrap());
+        process.args(words).env_clear();
+        process.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        process
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", container);
+        process
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/nowhere");
+        process
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        process
+    }
+
+    pub fn add(&self, container: &str, pod: &Pod, conf: &Value) -> Answer {
+        run(
+            self.command(&[], "ADD", container)
+                .env("CNI_NETNS", pod.path()),
+            conf,
+        )
+    }
+
+    pub fn check(&self, container: &str, pod: &Pod, conf: &Value) -> Answer {
+        run(
+            self.command(&[], "CHECK", container)
+                .env("CNI_NETNS", pod.path()),
+            conf,
+        )
+    }
+
+    /// DEL with as little as the specification allows: no namespace, no previous result.
+    pub fn del(&self, container: &str, conf: &Value) -> Answer {
+        run(&mut self.command(&[], "DEL", container), conf)
+    }
+
+    /// The configuration for the CHECK or DEL after an ADD.
+    pub fn with_prev(&self, conf: &Value, added: &Answer) -> Value {
+        let mut conf = conf.clone();
+        conf["prevResult"] = added.json.clone();
+        conf
+    }
+
+    /// The names of the files that hold an address, sorted.
+    pub fn addresses(&self) -> Vec<String> {
+        let Ok(files) = std::fs::read_dir(self.data.path().join("net")) else {
+            return Vec::new();
+        };
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let mut addresses: Vec<_> = names
+            .filter(|name| name.parse::<IpAddr>().is_ok())
+            .collect();
+        addresses.sort();
+        addresses
+    }
+
+    /// The records of attachments, sorted.
+    pub fn records(&self) -> Vec<String> {
+        let path = self.data.path().join("net/attachments");
+        let Ok(files) = std::fs::read_dir(path) else {
+            return Vec::new();
+        };
+        let mut names: Vec<_> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The names of all links that are not there from the beginning and not the bridge.
+    pub fn pod_links(&self) -> Vec<String> {
+        let known = ["lo", "foreign0", "pod0", "pod1", "podspan0"];
+        let links = self.ns.ip("link show");
+        let names = links
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|link| link["ifname"].as_str().unwrap());
+        names
+            .filter(|name| !known.contains(name))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Nothing of any attachment is left; what is somebody else's is.
+    pub fn assert_clean(&self, context: &str) {
+        assert_eq!(
+            self.pod_links(),
+            Vec::<String>::new(),
+            "links left: {context}"
+        );
+        assert_eq!(
+            self.addresses(),
+            Vec::<String>::new(),
+            "addresses left: {context}"
+        );
+        assert_eq!(
+            self.records(),
+            Vec::<String>::new(),
+            "records left: {context}"
+        );
+    }
+}
+
+impl Pod {
+    pub fn new() -> Self {
+        let make = || {
+            let ns = TestNs::new();
+            let netns = Netns::current().unwrap();
+            drop(ns);
+            netns
+        };
+        Self {
+            netns: std::thread::scope(|scope| scope.spawn(make).join()).unwrap(),
+        }
+    }
+
+    /// A path that leads to it, as long as this value lives.
+    pub fn path(&self) -> PathBuf {
+        format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.netns.as_fd().as_raw_fd()
+        )
+        .into()
+    }
+
+    /// Runs `work` inside.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.netns.run(work).unwrap()
+    }
+
+    /// `ip -j` inside.
+    pub fn ip(&self, arguments: &str) -> Value {
+        self.run(|| {
+            let output = Command::new("ip")
+                .arg("-j")
+                .args(arguments.split(' '))
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "ip {arguments}: {text}");
+            serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+        })
+    }
+
+    /// A server on all addresses; tells each client the address that it saw.
+    pub fn listen(&self) -> TcpListener {
+        self.run(|| TcpListener::bind("[::]:8080").unwrap())
+    }
+
+    /// Connects from inside; true when it worked within the time that a lost first packet would take.
+    pub fn reaches(&self, ip: &str) -> bool {
+        let address = SocketAddr::new(ip.parse().unwrap(), 8080);
+        self.run(|| TcpStream::connect_timeout(&address, Duration::from_millis(700)).is_ok())
+    }
+}
+
+impl Answer {
+    /// The first address of the result that is of that family (4 or 6), without its length.
+    pub fn ip(&self, family: u8) -> String {
+        let list = self.json["ips"]
+            .as_array()
+            .unwrap_or_else(|| panic!("no ips: {self:?}"));
+        let texts = list
+            .iter()
+            .map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap());
+        let of_family = |ip: &&str| ip.contains(':') == (family == 6);
+        texts.into_iter().find(of_family).unwrap().to_owned()
+    }
+
+    #[track_caller]
+    pub fn expect_ok(self) -> Self {
+        assert!(self.ok, "{:#}", self.json);
+        self
+    }
+
+    /// The error's code and message.
+    #[track_caller]
+    pub fn expect_error(self) -> (u64, String) {
+        assert!(!self.ok, "{:#}", self.json);
+        let text = self.json["msg"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no msg: {self:?}"));
+        (self.json["code"].as_u64().unwrap(), text.to_owned())
+    }
+}
+
+/// Runs the process with the configuration on its standard input.
+pub fn run(process: &mut Command, conf: &Value) -> Answer {
+    let output = run_raw(process, conf);
+    let json = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    Answer {
+        ok: output.status.success(),
+        json,
+    }
+}
+
+pub fn run_raw(process: &mut Command, conf: &Value) -> Output {
+    let mut child = process.spawn().unwrap();
+    // A process that was killed does not read.
+    let _ = child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(conf.to_string().as_bytes());
+    child.wait_with_output().unwrap()
+}
