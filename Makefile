@@ -32,7 +32,7 @@ lab: debian-packages-lab build
 	@bin/podspan lab up -v && { bin/podspan lab check; status=$$?; bin/podspan lab draw; bin/podspan lab down; exit $$status; }
 
 bench: debian-packages-bench build
-	tests/bench/plugin.sh
+	$(CARGO) bench --locked -p podspan-cni --bench plugin
 
 # What a target needs of Debian: installed where that is possible, named where it is not.
 .PHONY: debian-packages debian-packages-lab debian-packages-bench
@@ -41,7 +41,7 @@ debian-packages-lab:
 debian-packages:
 	@tools/need ip:iproute2 ping:iputils-ping nft:nftables strace:strace
 debian-packages-bench: debian-packages
-	@tools/need /usr/lib/cni/bridge:containernetworking-plugins python3:python3
+	@tools/need /usr/lib/cni/bridge:containernetworking-plugins
 
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --version $(CARGO_DENY) --root $(TOOLS) cargo-deny

@@ -190,16 +190,12 @@ impl NewAttachment<'_> {
             .allocations
             .iter()
             .any(|allocation| allocation.address.addr().is_ipv6());
-        let wanted: &[(&str, &str)] = match has_ipv6 {
-            true => &[
-                ("accept_ra", "0"),
-                ("accept_dad", "0"),
-                ("disable_ipv6", "0"),
-            ],
-            false => &[("accept_ra", "0")],
-        };
-        for (key, value) in wanted {
-            match sysctl::ensure(&format!("net/ipv6/conf/{ifname}/{key}"), value) {
+        let mut wanted = vec!["accept_ra"];
+        if has_ipv6 {
+            wanted.extend(["accept_dad", "disable_ipv6"]);
+        }
+        for key in wanted {
+            match sysctl::write(&format!("net/ipv6/conf/{ifname}/{key}"), "0") {
                 // A kernel without IPv6 has no such keys, and a pod without IPv6 needs none.
                 Err(error) if has_ipv6 || !error.is_not_found() => return Err(error.into()),
                 _ => {}

@@ -157,7 +157,10 @@ impl Input {
     /// [`Error::Config`] when it cannot be read.
     pub fn prev_result(&self) -> Result<Option<CniResult>, Error> {
         let present = self.keys.get("prevResult").filter(|value| !value.is_null());
-        present.cloned().map(CniResult::parse).transpose()
+        present
+            .cloned()
+            .map(|value| CniResult::parse(value, self.version))
+            .transpose()
     }
 
     /// `cni.dev/valid-attachments`: what the runtime still knows (GC).
@@ -343,7 +346,7 @@ mod tests {
         let refused = |keys| parse(keys).unwrap_err();
         assert_eq!(
             refused(json!({"cniVersion": "0.9.9"})),
-            "1 cniVersion is \"0.9.9\"; this plugin speaks 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
+            "1 cniVersion is \"0.9.9\"; this plugin speaks 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
         );
         assert!(
             refused(json!({"name": "a/b"})).starts_with("7 name: network name \"a/b\" must begin")

@@ -74,7 +74,10 @@ fn add<I, O: Write>(
     let mut host = Netlink::open()?;
     let result = append(before.unwrap_or_default(), attach(&mut host, &conf, pod)?);
     // A runtime that did not get the result does not know the pod's address: that is a failed ADD.
-    let Err(error) = streams.write(&result.to_json(input.version)) else {
+    let told = result
+        .to_json(input.version)
+        .and_then(|value| streams.write(&value));
+    let Err(error) = told else {
         return Ok(());
     };
     let undone = detach(
@@ -144,12 +147,14 @@ fn status(input: &Input) -> Result<(), Error> {
 }
 
 impl<I, O: Write> Streams<I, O> {
+    /// In one piece: standard output would otherwise be written line by line.
     fn write(&mut self, value: &Value) -> Result<(), Error> {
-        let failed =
-            |error: std::io::Error| Error::Io(format!("write to standard output: {error}"));
-        writeln!(self.output, "{value:#}")
-            .and_then(|()| self.output.flush())
-            .map_err(failed)
+        let text = format!("{value:#}\n");
+        let written = self
+            .output
+            .write_all(text.as_bytes())
+            .and_then(|()| self.output.flush());
+        written.map_err(|error| Error::Io(format!("write to standard output: {error}")))
     }
 
     /// Tells the error as CNI wants it; where even that fails, the exit code is all that is left.

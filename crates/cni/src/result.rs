@@ -3,9 +3,13 @@
 //! In the program it always has the shape of 1.1.0. Keys of other plugins that we do not know are kept and written
 //! again (T19); keys that the wanted version does not have are left out (cni.md, section 2.3).
 
+mod legacy;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use legacy::LegacyResult;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -87,14 +91,15 @@ const ROUTE_KEYS_OF_1_1: [&str; 5] = ["mtu", "advmss", "priority", "table", "sco
 const INTERFACE_KEYS_OF_1_1: [&str; 3] = ["mtu", "socketPath", "pciID"];
 
 impl CniResult {
-    /// Reads a previous result; its version is the configuration's (T19).
+    /// Reads a previous result in the shape of `version`, the configuration's (T19).
     ///
     /// # Errors
     /// [`Error::Config`] with the key that cannot be read.
-    pub fn parse(value: Value) -> Result<Self, Error> {
-        let mut result: Self = serde_path_to_error::deserialize(value).map_err(|error| {
-            Error::Config(format!("prevResult.{}: {}", error.path(), error.inner()))
-        })?;
+    pub fn parse(value: Value, version: Version) -> Result<Self, Error> {
+        if version < Version::V0_3_0 {
+            return read::<LegacyResult>(value).map(Self::from);
+        }
+        let mut result: Self = read(value)?;
         result.other.remove("cniVersion");
         result
             .ips
@@ -104,8 +109,15 @@ impl CniResult {
     }
 
     /// As JSON in the shape of `version`.
-    pub fn to_json(&self, version: Version) -> Value {
-        let mut keys = match serde_json::to_value(self) {
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a version before 0.3.0 is asked for and there is no address.
+    pub fn to_json(&self, version: Version) -> Result<Value, Error> {
+        let written = match version < Version::V0_3_0 {
+            true => serde_json::to_value(LegacyResult::of(self)?),
+            false => serde_json::to_value(self),
+        };
+        let mut keys = match written {
             Ok(Value::Object(keys)) => keys,
             // A struct of lists and texts is always an object.
             _ => Map::new(),
@@ -126,8 +138,13 @@ impl CniResult {
                 json.insert("version".into(), family.into());
             }
         }
-        Value::Object(keys)
+        Ok(Value::Object(keys))
     }
+}
+
+fn read<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| Error::Config(format!("prevResult.{}: {}", error.path(), error.inner())))
 }
 
 /// The objects of the list under `key`.
@@ -165,20 +182,38 @@ mod tests {
         })
     }
 
+    fn parse(value: Value) -> CniResult {
+        CniResult::parse(value, Version::NEWEST).unwrap()
+    }
+
+    #[test]
+    fn results_of_0_1_0_and_0_2_0_have_one_address_a_family_with_its_routes() {
+        let expected = json!({
+            "cniVersion": "0.2.0",
+            "ip4": {"ip": "10.244.1.2/24", "gateway": "10.244.1.1",
+                    "routes": [{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}]},
+            "ip6": {"ip": "fd00::2/64"},
+            "dns": {"nameservers": ["10.96.0.10"]},
+        });
+        let legacy = parse(full()).to_json(Version::V0_2_0).unwrap();
+        assert_eq!(legacy, expected);
+        let back = CniResult::parse(legacy, Version::V0_2_0).unwrap();
+        assert_eq!(back.to_json(Version::V0_2_0).unwrap(), expected);
+        let none = CniResult::default().to_json(Version::V0_1_0).unwrap_err();
+        assert_eq!(none.to_string(), "cannot convert: no valid IP addresses");
+    }
+
     #[test]
     fn t19_no_key_of_another_plugin_is_lost() {
         let mut expected = full();
         expected["cniVersion"] = json!("1.1.0");
-        assert_eq!(
-            CniResult::parse(full()).unwrap().to_json(Version::V1_1_0),
-            expected
-        );
+        assert_eq!(parse(full()).to_json(Version::V1_1_0).unwrap(), expected);
     }
 
     #[test]
     fn t20_the_answer_has_the_shape_of_the_configuration_s_version() {
-        let result = CniResult::parse(full()).unwrap();
-        let v1_0 = result.to_json(Version::V1_0_0);
+        let result = parse(full());
+        let v1_0 = result.to_json(Version::V1_0_0).unwrap();
         assert_eq!(v1_0["cniVersion"], "1.0.0");
         assert!(
             v1_0["interfaces"][1].get("mtu").is_none()
@@ -189,22 +224,24 @@ mod tests {
             json!([{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}])
         );
         assert!(v1_0["ips"][0].get("version").is_none());
-        let v0_4 = result.to_json(Version::V0_4_0);
+        let v0_4 = result.to_json(Version::V0_4_0).unwrap();
         assert_eq!(
             (&v0_4["ips"][0]["version"], &v0_4["ips"][1]["version"]),
             (&json!("4"), &json!("6"))
         );
-        assert_eq!(CniResult::parse(v0_4).unwrap().ips, result.ips);
+        assert_eq!(parse(v0_4).ips, result.ips);
     }
 
     #[test]
     fn a_previous_result_that_cannot_be_read_names_the_key() {
         let mut broken = full();
         broken["ips"][1]["address"] = json!("fd00::2");
-        let error = CniResult::parse(broken).unwrap_err().to_string();
+        let error = CniResult::parse(broken, Version::NEWEST)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("prevResult."), "{error}");
         assert_eq!(
-            CniResult::default().to_json(Version::V1_0_0),
+            CniResult::default().to_json(Version::V1_0_0).unwrap(),
             json!({"cniVersion": "1.0.0", "dns": {}})
         );
     }

@@ -5,6 +5,10 @@ use std::fmt;
 /// A version of the specification, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    /// Results with one address a family and no interfaces; also what an absent `cniVersion` means.
+    V0_1_0,
+    /// The same.
+    V0_2_0,
     /// Results with interfaces.
     V0_3_0,
     /// The same, corrected.
@@ -19,7 +23,9 @@ pub enum Version {
 
 impl Version {
     /// All, the oldest first.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
+        Self::V0_1_0,
+        Self::V0_2_0,
         Self::V0_3_0,
         Self::V0_3_1,
         Self::V0_4_0,
@@ -32,6 +38,8 @@ impl Version {
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
             Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",

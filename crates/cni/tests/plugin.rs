@@ -223,7 +223,9 @@ fn t10_an_error_has_version_code_and_message() {
 #[test]
 fn t12_version_answers_with_and_without_input() {
     let node = Node::new();
-    let all = json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    let all = json!([
+        "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"
+    ]);
     let asked = run(
         &mut node.command(&[], "VERSION", "c1"),
         &json!({"cniVersion": "0.4.0"}),
@@ -325,6 +327,25 @@ fn t20_t21_the_result_has_the_shape_of_every_version() {
             {"dst": "0.0.0.0/0", "gw": "10.244.1.1"}, {"dst": "::/0", "gw": "fd00:10:244:1::1"}])
         );
         node.del("c1", &conf).expect_ok();
+    }
+}
+
+#[test]
+fn t16_t20_the_oldest_versions_have_results_of_their_own_and_are_meant_when_none_is_named() {
+    let node = Node::new();
+    for version in [json!("0.1.0"), json!("0.2.0"), Value::Null] {
+        let pod = Pod::new();
+        let conf = node.conf(json!({"cniVersion": version}));
+        let json = node.add("c1", &pod, &conf).expect_ok().json;
+        assert_eq!(json["cniVersion"], version.as_str().unwrap_or("0.1.0"));
+        assert_eq!(json["ip4"]["gateway"], "10.244.1.1");
+        assert_eq!(
+            json["ip6"]["routes"],
+            json!([{"dst": "::/0", "gw": "fd00:10:244:1::1"}])
+        );
+        assert!(json.get("interfaces").is_none());
+        node.del("c1", &conf).expect_ok();
+        node.assert_clean("after DEL");
     }
 }
 

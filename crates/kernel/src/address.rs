@@ -1,7 +1,12 @@
 //! The addresses of links.
 //!
-//! An IPv6 address that we set skips duplicate address detection (`IFA_F_NODAD`): it is usable when the call returns.
-//! Our addresses come from an allocation that has one owner, so there is no duplicate to detect.
+//! An IPv6 address that we set skips duplicate address detection (`IFA_F_NODAD`) and is usable when the call returns.
+//! Our addresses come from an allocation that has one owner, so there is no duplicate to detect. A surprise: even then the
+//! kernel answers before packets to the address are taken in. Their route into the node follows from a work queue
+//! (`addrconf_dad_work` in `net/ipv6/addrconf.c`), and on a busy node the first answer that comes for it would be lost.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -9,9 +14,16 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 
-use crate::error::Result;
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
 use crate::link::family;
 use crate::netlink::{Message, Netlink};
+
+/// How long the kernel may take until packets to a new IPv6 address are taken in; it takes some 50 µs.
+const LOCAL_DEADLINE: Duration = Duration::from_secs(1);
+/// How long to leave it alone between two looks.
+const LOCAL_PAUSE: Duration = Duration::from_micros(50);
 
 /// An address on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,14 +57,30 @@ impl Netlink {
     /// Gives the link that address; that it has it already is fine.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// What the kernel answered; ETIMEDOUT when it does not take packets to an IPv6 address within a second.
     pub fn ensure_address(&mut self, link: u32, net: IpNet) -> Result<()> {
         let message = Message::NewAddress(address_message(link, net));
         let action = || format!("add address {net} to link {link}");
         match self.change(message, NLM_F_CREATE | NLM_F_EXCL, action) {
-            Err(error) if !error.is_exists() => Err(error),
-            _ => Ok(()),
+            Err(error) if error.is_exists() => Ok(()),
+            Ok(()) if net.addr().is_ipv6() => self.wait_until_local(net.addr()),
+            outcome => outcome,
         }
+    }
+
+    /// Waits until packets to that address of ours are taken in.
+    fn wait_until_local(&mut self, ip: IpAddr) -> Result<()> {
+        let start = Instant::now();
+        while !self.is_local(ip)? {
+            if start.elapsed() > LOCAL_DEADLINE {
+                return Err(Error::new(
+                    format!("wait for address {ip}"),
+                    Errno::TIMEDOUT,
+                ));
+            }
+            std::thread::sleep(LOCAL_PAUSE);
+        }
+        Ok(())
     }
 
     /// Takes that address from the link; that it does not have it is fine.

@@ -8,6 +8,8 @@ mod error;
 mod link;
 mod monitor;
 mod names;
+pub mod namespaces;
+mod neighbour;
 mod netlink;
 pub mod netns;
 mod route;

@@ -133,19 +133,28 @@ impl Netlink {
     /// # Errors
     /// Unreachable, or what the kernel answered.
     pub fn route_to(&mut self, ip: IpAddr) -> Result<Route> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(ip);
-        message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
-        message
-            .attributes
-            .push(RouteAttribute::Destination(route_address(ip)));
         let action = || format!("find route to {ip}");
-        let answer = self.query(Message::GetRoute(message), action)?;
+        let answer = self.query(Message::GetRoute(route_query(ip)), action)?;
         let route = match &answer {
             Message::NewRoute(route) => read_route(route),
             _ => None,
         };
         route.ok_or_else(|| crate::Error::new(action(), rustix::io::Errno::NETUNREACH))
+    }
+
+    /// True when packets to `ip` are taken in here.
+    ///
+    /// # Errors
+    /// What the kernel answered, other than that there is no route.
+    pub(crate) fn is_local(&mut self, ip: IpAddr) -> Result<bool> {
+        match self.query(Message::GetRoute(route_query(ip)), || {
+            format!("find route to {ip}")
+        }) {
+            Ok(Message::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
+            Ok(_) => Ok(false),
+            Err(error) if error.errno() == rustix::io::Errno::NETUNREACH => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Adds a route.
@@ -183,6 +192,16 @@ impl Netlink {
             _ => Ok(()),
         }
     }
+}
+
+fn route_query(ip: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(ip);
+    message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+    message
+        .attributes
+        .push(RouteAttribute::Destination(route_address(ip)));
+    message
 }
 
 fn route_message(route: &Route) -> RouteMessage {

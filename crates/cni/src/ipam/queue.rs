@@ -202,8 +202,9 @@ impl<'a> Queue<'a> {
             let fault = |err| directory.error("read", &name, errno_of(&err));
             if let Some(head) = Head::read(&file).map_err(fault)?
                 && head.fits(set)
+                && let lines = head.lines(&file).map_err(fault)?
+                && head.head <= lines
             {
-                let lines = head.lines(&file).map_err(fault)?;
                 return Ok(Self {
                     directory,
                     set,
@@ -264,7 +265,7 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// Starts a new lap through the whole set, for addresses that somebody else freed without telling the queue.
+    /// Starts a new lap through the whole set, for free addresses that the queue does not know.
     pub fn begin_lap(&mut self) {
         self.head.fresh = Some(self.head.lap);
     }
@@ -310,7 +311,12 @@ impl<'a> Queue<'a> {
             Turn::Lap(ip) => {
                 self.head.fresh = self.set.after(ip).filter(|&next| next != self.head.lap);
             }
-            Turn::Queued(_) => self.head.head += 1,
+            Turn::Queued(Some(_)) => self.head.head += 1,
+            // It may have been any address, and its neighbours are hardly better: a new lap finds them all, at one price.
+            Turn::Queued(None) => {
+                self.head.head = self.lines;
+                self.begin_lap();
+            }
         }
     }
 

@@ -218,10 +218,7 @@ impl RawRange {
                 &format!("is too small; /{widest} is the smallest with addresses to give"),
             )
         })?;
-        let last = match net.broadcast() {
-            IpAddr::V4(ip) => IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits().saturating_sub(1))),
-            ip @ IpAddr::V6(_) => ip,
-        };
+        let last = last_host(subnet);
         let bound = |name: &str, text: Option<&str>, default: IpAddr| -> Result<IpAddr, Invalid> {
             let key = format!("{key}.{name}");
             match address(&key, text)? {
@@ -432,6 +429,14 @@ impl fmt::Display for RangeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bounds: Vec<String> = self.0.iter().map(Range::bounds).collect();
         f.write_str(&bounds.join(", "))
+    }
+}
+
+/// The last address that is not the broadcast address; IPv6 has none of those.
+fn last_host(subnet: Prefix) -> IpAddr {
+    match subnet.net().broadcast() {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits().saturating_sub(1)).into(),
+        ip @ IpAddr::V6(_) => ip,
     }
 }
 

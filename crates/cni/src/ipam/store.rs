@@ -106,14 +106,19 @@ impl Store {
     /// When the attachment has addresses already, when a set is exhausted, when its id is too long, or when the file
     /// system fails. What was done is undone.
     pub fn allocate(&self, sets: &[RangeSet], id: &AttachmentId) -> Result<Vec<IpAddr>, IpamError> {
-        let record = record_name(id)?;
+        let name = record_name(id)?;
         let locked = self.enter_ensured()?;
-        let held = locked.addresses_of(id)?;
+        let record = locked.record(id)?;
+        let held = locked.addresses_of(id, &record)?;
         if !held.is_empty() {
             return Err(IpamError::Duplicate {
                 id: id.clone(),
                 addresses: held,
             });
+        }
+        if record == Record::Unsound {
+            // No address file bears it out, so it stands in nobody's way.
+            locked.directory.remove(&name)?;
         }
         for _ in 0..ATTEMPTS {
             let mut queues = locked.queues(sets)?;
@@ -121,7 +126,7 @@ impl Store {
             for queue in &mut queues {
                 candidates.push(locked.candidate(queue)?);
             }
-            if locked.take(&record, id, &candidates)? {
+            if locked.take(&name, id, &candidates)? {
                 let advanced = queues.iter_mut().try_for_each(Queue::advance);
                 return match advanced {
                     Ok(()) => Ok(candidates),
@@ -151,7 +156,7 @@ impl Store {
         let Some(locked) = self.enter_existing()? else {
             return Ok(Vec::new());
         };
-        let mut addresses = locked.addresses_of(id)?;
+        let mut addresses = locked.addresses_of(id, &locked.record(id)?)?;
         let mut faults = Vec::new();
         addresses.retain(|&ip| match locked.owner(ip) {
             Ok(owner) => owner == Owner::Attachment(id.clone()),
@@ -249,6 +254,17 @@ enum Owner {
     Unknown,
 }
 
+/// What an attachment's record says.
+#[derive(Debug, PartialEq, Eq)]
+enum Record {
+    /// There is none.
+    Absent,
+    /// It is empty or damaged.
+    Unsound,
+    /// The attachment's addresses, in the order of the range sets.
+    Sound(Vec<IpAddr>),
+}
+
 impl Locked {
     fn queues<'a>(&'a self, sets: &'a [RangeSet]) -> Result<Vec<Queue<'a>>, IpamError> {
         let indexed = sets.iter().enumerate();
@@ -275,8 +291,6 @@ impl Locked {
         id: &AttachmentId,
         addresses: &[IpAddr],
     ) -> Result<bool, IpamError> {
-        // An empty or damaged record that no address file bears out stands in nobody's way.
-        self.directory.remove(record)?;
         let lines: String = addresses.iter().map(|ip| format!("{ip}\n")).collect();
         let owner = owner_text(id);
         let names = addresses.iter().map(|ip| (ip.to_string(), owner.as_str()));
@@ -304,17 +318,14 @@ impl Locked {
     }
 
     fn release(&self, id: &AttachmentId) -> Result<(), IpamError> {
-        let on_record = self.on_record(id)?;
-        let addresses = match &on_record {
-            Some(addresses) => addresses.clone(),
-            None => self.addresses_of(id)?,
-        };
+        let record = self.record(id)?;
+        let proven = matches!(record, Record::Sound(_));
         let mut faults = Vec::new();
-        for ip in addresses {
+        for ip in self.addresses_of(id, &record)? {
             let freed = self.owner(ip).and_then(|owner| match owner {
                 Owner::Attachment(owner) if owner == *id => self.free(ip),
                 // Only an atomic link can have put it there, so the record proves whose it was before the damage.
-                Owner::Unknown if on_record.is_some() => self.free(ip),
+                Owner::Unknown if proven => self.free(ip),
                 _ => Ok(()),
             });
             faults.extend(freed.err());
@@ -344,8 +355,8 @@ impl Locked {
                 faults.extend(self.release(&id).err());
                 continue;
             }
-            match self.on_record(&id) {
-                Ok(Some(addresses)) => proven.extend(addresses),
+            match self.record(&id) {
+                Ok(Record::Sound(addresses)) => proven.extend(addresses),
                 unsound => {
                     in_doubt = true;
                     faults.extend(unsound.err());
@@ -365,31 +376,30 @@ impl Locked {
 
     /// The addresses of the attachment: on record; or, where there may be allocations that no sound record tells of, by
     /// walking the address files.
-    fn addresses_of(&self, id: &AttachmentId) -> Result<Vec<IpAddr>, IpamError> {
-        if let Some(addresses) = self.on_record(id)? {
-            return Ok(addresses);
-        }
-        let damaged = match record_name(id) {
-            Ok(record) => self.directory.holds(&record)?,
-            Err(_) => false,
-        };
-        if !damaged && !self.is_shared()? {
-            return Ok(Vec::new());
+    fn addresses_of(&self, id: &AttachmentId, record: &Record) -> Result<Vec<IpAddr>, IpamError> {
+        match record {
+            Record::Sound(addresses) => return Ok(addresses.clone()),
+            Record::Absent if !self.is_shared()? => return Ok(Vec::new()),
+            Record::Absent | Record::Unsound => {}
         }
         let mut taken = self.list()?;
         taken.retain(|taken| taken.owner.as_ref() == Some(id));
         Ok(taken.into_iter().map(|taken| taken.address).collect())
     }
 
-    /// The addresses in the attachment's record; none when it is absent, empty or damaged.
-    fn on_record(&self, id: &AttachmentId) -> Result<Option<Vec<IpAddr>>, IpamError> {
+    fn record(&self, id: &AttachmentId) -> Result<Record, IpamError> {
         // What is too long for a name has no record; host-local may know it all the same.
-        let Ok(record) = record_name(id) else {
-            return Ok(None);
+        let Ok(name) = record_name(id) else {
+            return Ok(Record::Absent);
         };
-        let text = self.directory.read(&record)?.unwrap_or_default();
-        let addresses = text.lines().map(str::parse).collect::<Result<Vec<_>, _>>();
-        Ok(addresses.ok().filter(|addresses| !addresses.is_empty()))
+        let Some(text) = self.directory.read(&name)? else {
+            return Ok(Record::Absent);
+        };
+        let addresses: Result<Vec<IpAddr>, _> = text.lines().map(str::parse).collect();
+        Ok(match addresses {
+            Ok(addresses) if !addresses.is_empty() => Record::Sound(addresses),
+            _ => Record::Unsound,
+        })
     }
 
     fn owner(&self, ip: IpAddr) -> Result<Owner, IpamError> {

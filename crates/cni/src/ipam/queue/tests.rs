@@ -108,19 +108,48 @@ fn a_damaged_or_lost_or_foreign_queue_is_begun_anew() {
 }
 
 #[test]
-fn half_a_line_is_written_over_and_a_bad_line_is_passed() {
+fn half_a_line_is_written_over_and_a_stranger_is_passed() {
     let temp = TempDir::new().unwrap();
     let (directory, set) = (directory(&temp), set("10.1.0.0/30"));
     assert_eq!(next(&directory, &set), Some(ip("10.1.0.2")));
     let path = temp.path().join("free.0");
     let mut text = fs::read_to_string(&path).unwrap();
-    for bad in ["rubbish", "10.1.0.1", "10.1.0.3", "10.9.0.2"] {
-        text.push_str(&line(bad));
+    for stranger in ["10.1.0.1", "10.1.0.3", "10.9.0.2", "fd00::2"] {
+        text.push_str(&line(stranger));
     }
     fs::write(&path, text + "10.1.").unwrap();
     append(&directory, ip("10.1.0.2")).unwrap();
     assert_eq!(next(&directory, &set), Some(ip("10.1.0.2")));
     assert_eq!(next(&directory, &set), None);
+}
+
+#[test]
+fn a_damaged_line_loses_no_address() {
+    let temp = TempDir::new().unwrap();
+    let (directory, set) = (directory(&temp), set("10.1.0.0/29"));
+    while next(&directory, &set).is_some() {}
+    for freed in ["10.1.0.4", "10.1.0.3"] {
+        append(&directory, ip(freed)).unwrap();
+    }
+    let path = temp.path().join("free.0");
+    let (intact, mut damaged) = (fs::read(&path).unwrap(), fs::read(&path).unwrap());
+    let second_last = damaged.len() - 2 * LINE as usize;
+    damaged[second_last..].fill(0);
+    fs::write(&path, &damaged).unwrap();
+    assert_eq!(
+        std::iter::from_fn(|| next(&directory, &set)).count(),
+        5,
+        "a new lap"
+    );
+    let past = String::from_utf8(intact)
+        .unwrap()
+        .replace("head  0", "head  9");
+    fs::write(&path, past).unwrap();
+    assert_eq!(
+        std::iter::from_fn(|| next(&directory, &set)).count(),
+        5,
+        "begun anew"
+    );
 }
 
 #[test]

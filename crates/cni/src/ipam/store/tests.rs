@@ -10,6 +10,7 @@ use super::*;
 use crate::ipam::directory::steps;
 use crate::ipam::range::IpamConfig;
 
+mod company;
 mod kill;
 mod model;
 
@@ -144,7 +145,7 @@ fn the_directory_is_what_host_local_reads() {
 #[test]
 fn del_frees_and_del_again_is_the_same() {
     let it = Fixture::new(dual());
-    it.del("never added");
+    it.del("never-added");
     assert!(!it.store.path.exists(), "DEL makes no directory");
     it.add("c1").unwrap();
     assert_eq!(
@@ -274,87 +275,6 @@ fn an_absent_or_empty_boot_id_is_not_another_boot() {
 }
 
 #[test]
-fn a_directory_of_host_local_is_adopted_as_it_stands() {
-    let files = [
-        ("10.1.0.2", "old\r\neth0"),
-        ("10.1.0.3", "older"),
-        ("10.1.0.4", ""),
-        ("10.1.0.5", "old\r\nnet1"),
-        ("last_reserved_ip.0", "10.1.0.5"),
-    ];
-    let it = Fixture::of_host_local(small(), &files);
-    assert_eq!(
-        it.add("new").unwrap(),
-        [ip("10.1.0.6")],
-        "the lap begins after the last reserved"
-    );
-    for (name, content) in files {
-        assert_eq!(it.read(name), content);
-    }
-    assert!(matches!(it.add("old"), Err(IpamError::Duplicate { .. })));
-    assert!(matches!(it.add("more"), Err(IpamError::Exhausted { .. })));
-    assert_eq!(it.store.find(&id("old")).unwrap(), [ip("10.1.0.2")]);
-    it.del("old");
-    it.del("older");
-    assert_eq!(it.add("x").unwrap(), [ip("10.1.0.2")]);
-    assert_eq!(it.add("y").unwrap(), [ip("10.1.0.3")]);
-    it.store.retain(&BTreeSet::from([id("x")])).unwrap();
-    let left: Vec<IpAddr> = it
-        .store
-        .list()
-        .unwrap()
-        .into_iter()
-        .map(|taken| taken.address)
-        .collect();
-    assert_eq!(left, [ip("10.1.0.2")], "damaged files go with GC");
-}
-
-#[test]
-fn what_host_local_frees_and_takes_beside_us_is_seen() {
-    let it = Fixture::of_host_local(
-        small(),
-        &[
-            ("10.1.0.2", "old\r\neth0"),
-            ("last_reserved_ip.0", "10.1.0.2"),
-        ],
-    );
-    assert_eq!(it.fill().len(), 4);
-    it.unlink("10.1.0.2");
-    assert_eq!(
-        it.add("new").unwrap(),
-        [ip("10.1.0.2")],
-        "one more lap finds what the queue was not told"
-    );
-    it.del("fill1");
-    it.write("10.1.0.4", "theirs\r\neth0");
-    assert!(matches!(it.add("late"), Err(IpamError::Exhausted { .. })));
-    it.del("fill1");
-    assert_eq!(it.read("10.1.0.4"), "theirs\r\neth0");
-    it.del("theirs");
-    assert_eq!(it.add("late").unwrap(), [ip("10.1.0.4")]);
-}
-
-#[test]
-fn a_directory_that_host_local_took_back_for_a_while_is_shared_too() {
-    let it = Fixture::new(small());
-    it.add("ours").unwrap();
-    it.write("10.1.0.3", "theirs\r\neth0");
-    it.write("last_reserved_ip.0", "10.1.0.3");
-    it.del("theirs");
-    assert_eq!(
-        it.files(),
-        [
-            "10.1.0.2",
-            "attachments",
-            "boot_id",
-            "free.0",
-            "last_reserved_ip.0",
-            "lock"
-        ]
-    );
-}
-
-#[test]
 fn a_damaged_address_file_is_taken_until_its_record_or_gc_frees_it() {
     let it = Fixture::new(small());
     it.add("c1").unwrap();
@@ -453,8 +373,14 @@ fn del_goes_on_after_a_failure_and_can_be_repeated() {
         !it.files().contains(&"fd00::2".to_owned()),
         "the second address is free"
     );
+    assert_eq!(
+        it.read("attachments/c1:eth0"),
+        "10.1.0.2\nfd00::2\n",
+        "what is left to do is on record"
+    );
     fs::remove_dir(it.store.path.join("10.1.0.2")).unwrap();
     it.del("c1");
+    assert!(!it.store.path.join("attachments/c1:eth0").exists());
     assert_eq!(it.store.find(&id("c1")).unwrap(), [] as [IpAddr; 0]);
 }
 
@@ -499,67 +425,6 @@ fn a_failing_add_leaves_nothing() {
     let long = it.add("c".repeat(300)).unwrap_err();
     assert!(matches!(long, IpamError::TooLong { bytes: 305, .. }));
     it.del("c".repeat(300));
-}
-
-#[test]
-fn two_plugins_never_take_one_address() {
-    let it = Fixture::new(sets(
-        json!([[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00::/64"}]]),
-    ));
-    let mut all: Vec<IpAddr> = std::thread::scope(|scope| {
-        let worker = |thread: usize| {
-            // A handle and a lock of its own: to flock, a thread is as foreign as a process.
-            let (store, sets) = (store_in(&it.temp, BOOT), &it.sets);
-            scope.spawn(move || {
-                let add = |i: usize| store.allocate(sets, &id(format!("t{thread}-{i}"))).unwrap();
-                for i in 0..25 {
-                    add(i);
-                }
-                for i in 0..10 {
-                    store.release(&id(format!("t{thread}-{i}"))).unwrap();
-                }
-                (25..35).for_each(|i| drop(add(i)));
-                let mine = (10..35).map(|i| store.find(&id(format!("t{thread}-{i}"))).unwrap());
-                mine.flatten().collect::<Vec<_>>()
-            })
-        };
-        let workers: Vec<_> = (0..8).map(worker).collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| worker.join().unwrap())
-            .collect()
-    });
-    assert_eq!(all.len(), 400);
-    all.sort();
-    all.dedup();
-    assert_eq!(all.len(), 400);
-    assert_eq!(it.store.list().unwrap().len(), 400);
-}
-
-#[test]
-fn a_program_that_ignores_the_lock_takes_no_address_twice() {
-    let it = Fixture::new(sets(json!([[{"subnet": "10.1.0.0/24"}]])));
-    let other = std::thread::scope(|scope| {
-        let rude = scope.spawn(|| {
-            let free =
-                |i: &u8| fs::File::create_new(it.store.path.join(format!("10.1.0.{i}"))).is_ok();
-            (2..=200).filter(free).count()
-        });
-        it.add("first").unwrap();
-        for i in 0..50 {
-            it.add(i).unwrap();
-        }
-        rude.join().unwrap()
-    });
-    let taken = it.store.list().unwrap();
-    assert_eq!(
-        taken.iter().filter(|taken| taken.owner.is_some()).count(),
-        51
-    );
-    assert_eq!(
-        taken.iter().filter(|taken| taken.owner.is_none()).count(),
-        other
-    );
 }
 
 #[test]
