@@ -71,8 +71,8 @@ impl Check<'_> {
             format!("no address is allocated to {id}")
         });
         let listed: Vec<_> = self.added.ips.iter().map(|ip| ip.address.addr()).collect();
-        for ip in allocated {
-            self.expect(listed.contains(&ip), || {
+        for ip in &allocated {
+            self.expect(listed.contains(ip), || {
                 format!("{ip} is allocated to {id} but not in prevResult")
             });
         }
@@ -87,7 +87,6 @@ impl Check<'_> {
                     .any(|set| set.0.iter().any(|range| range.subnet.holds(*ip)))
             })
             .collect();
-        let allocated = ipam.find(id)?;
         for ip in of_ours {
             self.expect(allocated.contains(&ip), || {
                 format!("{ip} is not allocated to {id}")

@@ -1,6 +1,6 @@
 //! What can go wrong with the store of addresses: [`IpamError`].
 //!
-//! Every variant names the path it is about, and what would be right where we know it. `result.rs` alone maps variants
+//! Every variant names the path it is about, and what would be right where we know it. `error.rs` of the crate alone maps variants
 //! to CNI error codes; nobody matches text.
 
 use std::fmt;

@@ -2,7 +2,7 @@
 //!
 //! Pure: no I/O. Behind [`IpamConfig::from_json`] nothing checks a range again. A set's addresses have one cyclic order
 //! without the reserved ones, and everything here costs the same for a /24 and a /64.
-//! Surprising: a gateway may lie outside its subnet (host-local allows it), but no range may hand out another's gateway.
+//! Surprising: a gateway may lie outside its subnet, as on an on-link route, but no range may hand out another's gateway.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
