@@ -138,7 +138,7 @@ impl Contestant {
     fn run(&mut self, node: &Node, round: usize, counts: bool) {
         let pod = Pod::new();
         let container = format!("bench{round}");
-        let mut timed = |command: &str| {
+        let timed = |command: &str| {
             let mut process = Command::new(&self.plugin);
             let template = node.command(&[], command, &container);
             let variables = template

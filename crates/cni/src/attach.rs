@@ -6,6 +6,8 @@
 //! A surprise: the calling thread ends up in the pod's network namespace, and only `host` still leads to the node's. The
 //! plugin is a process for one attachment.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use podspan_kernel::{
     Errno, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions, RouteProtocol,
@@ -13,49 +15,65 @@ use podspan_kernel::{
 };
 use serde_json::{Map, Value};
 
+use crate::addresses::{AddressStore, Addresses, PodAddress};
 use crate::bridge::ensure_bridge;
 use crate::detach::detach;
 use crate::error::Error;
-use crate::ipam::{Allocation, Dns, Ipam, boot_id};
+use crate::ipam::IpamError;
 use crate::netconf::{Gateway, NetConf};
 use crate::request::PodRequest;
 use crate::result::{CniResult, Interface, Ip, ResultRoute};
 
-/// Attaches the pod and tells how. `host` is a socket in the node's network namespace, where the caller is.
+/// Attaches the pod and tells how. `host` is a socket in the node's network namespace, where the caller is; `store` is
+/// where the addresses go back to when something fails.
 ///
 /// # Errors
-/// [`Error::AlreadyAttached`] for an attachment that exists, which stays as it is; otherwise what went wrong, after
-/// everything was undone.
+/// That the attachment exists, which then stays as it is; otherwise what went wrong, after everything was undone.
 pub fn attach(
     host: &mut Netlink,
     conf: &NetConf,
+    store: &AddressStore,
     request: &PodRequest,
 ) -> Result<CniResult, Error> {
     let pod_netns = open_pod_netns(request)?;
-    let dns = dns(conf)?;
-    let bridge = ensure_bridge(host, conf)?;
+    require_new(host, conf, request)?;
 
-    let ipam = Ipam::open(&conf.ipam, &conf.network, &boot_id()?)?;
-    let allocations = ipam.allocate(&request.attachment)?;
-    let attachment = NewAttachment {
-        conf,
-        request,
-        dns,
-        bridge,
-        pod_netns,
-        allocations,
+    let addresses = match conf.addresses.take(&conf.network, &request.attachment) {
+        // Somebody has the record; nothing of it is ours to undo.
+        Err(Error::Ipam(error @ IpamError::Duplicate { .. })) => return Err(error.into()),
+        outcome => outcome,
     };
-    attachment.connect(host).map_err(|error| {
-        match detach(
-            host,
-            &conf.network,
-            &request.attachment,
-            &conf.ipam.data_dir,
-        ) {
+    let attached = addresses.and_then(|mut addresses| {
+        addresses.complete_gateways(conf.gateway);
+        let bridge = ensure_bridge(host, conf, &addresses.list)?;
+        NewAttachment {
+            conf,
+            request,
+            bridge,
+            pod_netns,
+            addresses,
+        }
+        .connect(host)
+    });
+    attached.map_err(
+        |error| match detach(host, &conf.network, &request.attachment, store) {
             Ok(()) => error,
             Err(undo) => Error::Several(vec![error, undo]),
-        }
-    })
+        },
+    )
+}
+
+/// That the attachment has no link yet (T22). Behind this, whatever is found under its name was made by this ADD: a runtime
+/// never runs two commands for one container at a time.
+fn require_new(host: &mut Netlink, conf: &NetConf, request: &PodRequest) -> Result<(), Error> {
+    let id = &request.attachment;
+    let host_veth = id.host_veth(&conf.network);
+    match host.find_link(&host_veth)? {
+        None => Ok(()),
+        Some(_) => Err(Error::AlreadyAttached(format!(
+            "{id} is attached already: host veth {host_veth} exists; run DEL first"
+        ))),
+    }
 }
 
 /// The pod's network namespace, which must not be the node's own (T8): a path that is used again would otherwise turn
@@ -89,30 +107,13 @@ pub(crate) fn require_foreign(netns: &Netns, own_is_allowed: bool) -> Result<(),
     )))
 }
 
-/// What the configuration says of DNS, or else the file that it names.
-fn dns(conf: &NetConf) -> Result<Dns, Error> {
-    match &conf.ipam.resolv_conf {
-        Some(path) if conf.dns.is_empty() => {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Error::Config(format!(
-                    "ipam.resolvConf: {} cannot be read: {error}",
-                    path.display()
-                ))
-            })?;
-            Ok(Dns::from_resolv_conf(&text))
-        }
-        _ => Ok(conf.dns.clone()),
-    }
-}
-
 /// An attachment whose addresses are allocated and whose links are not made yet.
 struct NewAttachment<'a> {
     conf: &'a NetConf,
     request: &'a PodRequest,
-    dns: Dns,
     bridge: Link,
     pod_netns: Netns,
-    allocations: Vec<Allocation>,
+    addresses: Addresses,
 }
 
 impl NewAttachment<'_> {
@@ -171,8 +172,8 @@ impl NewAttachment<'_> {
                 ..LinkChange::default()
             },
         )?;
-        for allocation in &self.allocations {
-            pod.ensure_address(index, allocation.address)?;
+        for address in &self.addresses.list {
+            pod.ensure_address(index, address.net)?;
         }
         for route in routes {
             pod.add_route(&Route {
@@ -187,9 +188,10 @@ impl NewAttachment<'_> {
     fn set_ipv6_sysctls(&self) -> Result<(), Error> {
         let ifname = &self.request.attachment.ifname;
         let has_ipv6 = self
-            .allocations
+            .addresses
+            .list
             .iter()
-            .any(|allocation| allocation.address.addr().is_ipv6());
+            .any(|address| address.net.addr().is_ipv6());
         let mut wanted = vec!["accept_ra"];
         if has_ipv6 {
             wanted.extend(["accept_dad", "disable_ipv6"]);
@@ -204,37 +206,37 @@ impl NewAttachment<'_> {
         Ok(())
     }
 
-    /// The routes inside the pod: those of the configuration, and the default routes that it does not have.
+    /// The routes inside the pod: those that come with the addresses, and the default routes that they lack.
     fn routes(&self) -> Vec<Route> {
         let mut routes: Vec<Route> = Vec::new();
-        for wanted in &self.conf.ipam.routes {
-            let same_family = |a: &&Allocation| a.gateway.is_ipv4() == wanted.dst.is_ipv4();
-            let gateway = self.allocations.iter().find(same_family).map(|a| a.gateway);
-            routes.push(Route {
-                dst: wanted.dst,
-                next_hop: wanted.gw.or(gateway),
-                link: None,
-                protocol: RouteProtocol::BOOT,
-                options: RouteOptions {
-                    metric: wanted.priority,
-                    mtu: wanted.mtu,
-                    advmss: wanted.advmss,
-                    table: wanted.table,
-                    scope: wanted.scope,
-                },
-            });
+        for wanted in &self.addresses.routes {
+            let options = RouteOptions {
+                metric: wanted.priority,
+                mtu: wanted.mtu,
+                advmss: wanted.advmss,
+                table: wanted.table,
+                scope: wanted.scope,
+            };
+            let same_family =
+                |address: &&PodAddress| address.net.addr().is_ipv4() == wanted.dst.is_ipv4();
+            let gateway = self
+                .addresses
+                .list
+                .iter()
+                .find(same_family)
+                .and_then(|address| address.gateway);
+            routes.push(pod_route(wanted.dst, wanted.gw.or(gateway), options));
         }
         if self.conf.gateway == Gateway::Default {
-            for allocation in &self.allocations {
-                let dst = Prefix::default_route(allocation.gateway);
+            for gateway in self
+                .addresses
+                .list
+                .iter()
+                .filter_map(|address| address.gateway)
+            {
+                let dst = Prefix::default_route(gateway);
                 if !routes.iter().any(|route| route.dst == dst) {
-                    routes.push(Route {
-                        dst,
-                        next_hop: Some(allocation.gateway),
-                        link: None,
-                        protocol: RouteProtocol::BOOT,
-                        options: RouteOptions::default(),
-                    });
+                    routes.push(pod_route(dst, Some(gateway), RouteOptions::default()));
                 }
             }
         }
@@ -243,15 +245,14 @@ impl NewAttachment<'_> {
 
     /// That of the first address, IPv4 before IPv6: an address that is given out again meets no stale neighbour entry.
     fn pod_mac(&self) -> Mac {
-        let addresses = || {
-            self.allocations
-                .iter()
-                .map(|allocation| allocation.address.addr())
-        };
+        let addresses = || self.addresses.list.iter().map(|address| address.net.addr());
         let first = addresses()
             .find(|ip| ip.is_ipv4())
             .or_else(|| addresses().next());
-        Mac::of_ip(first.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()))
+        first.map_or_else(
+            || self.request.attachment.mac(&self.conf.network),
+            Mac::of_ip,
+        )
     }
 
     /// Two names could be taken; the kernel does not say which.
@@ -289,9 +290,12 @@ impl NewAttachment<'_> {
                 interface(&host_link.name, host_link.mac, host_link.mtu, String::new()),
                 interface(pod_veth, Some(pod_mac), host_link.mtu, sandbox),
             ],
-            ips: self.allocations.iter().map(result_ip).collect(),
+            ips: self.addresses.list.iter().map(result_ip).collect(),
             routes: routes.into_iter().map(result_route).collect(),
-            dns: self.dns.clone(),
+            dns: match self.conf.dns.is_empty() {
+                true => self.addresses.dns.clone(),
+                false => self.conf.dns.clone(),
+            },
             other: Map::new(),
         }
     }
@@ -303,10 +307,20 @@ fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
     Mac([first | 0x04, b, c, d, e, f])
 }
 
-fn result_ip(allocation: &Allocation) -> Ip {
+fn pod_route(dst: Prefix, next_hop: Option<IpAddr>, options: RouteOptions) -> Route {
+    Route {
+        dst,
+        next_hop,
+        link: None,
+        protocol: RouteProtocol::BOOT,
+        options,
+    }
+}
+
+fn result_ip(address: &PodAddress) -> Ip {
     Ip {
-        address: allocation.address,
-        gateway: Some(allocation.gateway),
+        address: address.net,
+        gateway: address.gateway,
         interface: Some(POD_INTERFACE),
         other: Map::new(),
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use podspan_kernel::{IfName, Invalid};
+use podspan_kernel::{IfName, Invalid, Mac};
 
 /// Every alias of a link of ours begins so; a link without it is somebody else's.
 pub const MARK: &str = "podspan:";
@@ -76,28 +76,36 @@ pub struct AttachmentId {
 }
 
 impl AttachmentId {
-    /// The host veth's name: `pod` and 48 bits of a hash (FNV-1a, RFC 9923) of the network and the attachment.
+    /// The host veth's name: `pod` and 48 bits of a hash of the network and the attachment.
     ///
     /// The network is part of it: one container may be on two networks under one interface name in turn, while a late DEL
     /// of the first is still to come.
     pub fn host_veth(&self, network: &NetworkName) -> IfName {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let parts = [
-            network.as_str(),
-            "/",
-            self.container.as_str(),
-            "/",
-            self.ifname.as_str(),
-        ];
-        for byte in parts.iter().flat_map(|part| part.bytes()) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-        let name = format!("pod{:012x}", hash >> 16);
+        let name = format!(
+            "pod{:012x}",
+            podspan_kernel::hash(&self.parts(network)) >> 16
+        );
         #[expect(
             clippy::expect_used,
             reason = "15 bytes of letters and digits are always an interface name"
         )]
         name.parse().expect("pod and twelve digits")
+    }
+
+    /// The MAC address of a pod without an IP address.
+    pub fn mac(&self, network: &NetworkName) -> Mac {
+        Mac::of_text(&self.parts(network))
+    }
+
+    /// What names the attachment among those of all networks.
+    fn parts<'a>(&'a self, network: &'a NetworkName) -> [&'a str; 5] {
+        [
+            network.as_str(),
+            "/",
+            self.container.as_str(),
+            "/",
+            self.ifname.as_str(),
+        ]
     }
 
     /// The host veth's alias, which carries the attachment: `podspan:<network>/<container id>/<interface>`.

@@ -4,21 +4,28 @@
 //! too many is the agent's affair. So ADD never fails because a bridge outlived its last configuration (the "already has
 //! an IP address different from" of other networks). The work is the same whatever the number of pods.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use podspan_kernel::{Link, LinkChange, Mac, Netlink, sysctl};
 
+use crate::addresses::PodAddress;
 use crate::attachment::BRIDGE_ALIAS;
 use crate::error::Error;
+use crate::ipam::boot_id;
 use crate::netconf::{Gateway, NetConf};
 
-/// Makes the bridge right and tells what it is.
+/// Makes the bridge right for pods with these addresses, and tells what it is.
 ///
 /// # Errors
 /// [`Error::Config`] when the name belongs to a link that is no bridge; [`Error::Kernel`].
-pub fn ensure_bridge(netlink: &mut Netlink, conf: &NetConf) -> Result<Link, Error> {
-    let gateways = gateway_addresses(conf);
+pub fn ensure_bridge(
+    netlink: &mut Netlink,
+    conf: &NetConf,
+    addresses: &[PodAddress],
+) -> Result<Link, Error> {
+    let with_length =
+        |address: &PodAddress| IpNet::new(address.gateway?, address.net.prefix_len()).ok();
+    let gateways: Vec<_> = addresses.iter().filter_map(with_length).collect();
+    let mac = bridge_mac(conf, &gateways);
     let bridge = match netlink.find_link(&conf.bridge)? {
         Some(link) if !link.is_bridge() => {
             let kind = link.kind.as_deref().unwrap_or("physical device");
@@ -27,8 +34,8 @@ pub fn ensure_bridge(netlink: &mut Netlink, conf: &NetConf) -> Result<Link, Erro
                 conf.bridge
             )));
         }
-        Some(link) if is_complete(&link, &gateways) => link,
-        found => complete_bridge(netlink, conf, found)?,
+        Some(link) if is_complete(&link, mac) => link,
+        found => complete_bridge(netlink, conf, mac, found)?,
     };
     if conf.gateway >= Gateway::Present {
         for address in &gateways {
@@ -39,25 +46,18 @@ pub fn ensure_bridge(netlink: &mut Netlink, conf: &NetConf) -> Result<Link, Erro
     Ok(bridge)
 }
 
-/// The gateway of each subnet, with the subnet's length.
-fn gateway_addresses(conf: &NetConf) -> Vec<IpNet> {
-    let ranges = conf.ipam.range_sets.iter().flat_map(|set| &set.0);
-    let mut gateways: Vec<_> = ranges
-        .filter_map(|range| IpNet::new(range.gateway, range.subnet.length()).ok())
-        .collect();
-    gateways.dedup();
-    gateways
-}
-
-/// The MAC address that a bridge of ours has: that of its first gateway.
-fn bridge_mac(gateways: &[IpNet]) -> Mac {
-    let first = gateways.first().map_or(IpAddr::from([0; 4]), IpNet::addr);
-    Mac::of_ip(first)
+/// The MAC address that a bridge of ours has: that of its first gateway, or without one a hash of node and name.
+fn bridge_mac(conf: &NetConf, gateways: &[IpNet]) -> Mac {
+    let known = conf.addresses.gateways();
+    match known.first().or(gateways.first()) {
+        Some(gateway) => Mac::of_ip(gateway.addr()),
+        None => Mac::of_text(&[&boot_id().unwrap_or_default(), conf.bridge.as_str()]),
+    }
 }
 
 /// False when a kill came between the making of the bridge and its mark: it bears our MAC address and no alias.
-fn is_complete(link: &Link, gateways: &[IpNet]) -> bool {
-    let unmarked = link.alias.is_none() && link.mac == Some(bridge_mac(gateways));
+fn is_complete(link: &Link, mac: Mac) -> bool {
+    let unmarked = link.alias.is_none() && link.mac == Some(mac);
     link.up && !unmarked
 }
 
@@ -65,9 +65,9 @@ fn is_complete(link: &Link, gateways: &[IpNet]) -> bool {
 fn complete_bridge(
     netlink: &mut Netlink,
     conf: &NetConf,
+    mac: Mac,
     found: Option<Link>,
 ) -> Result<Link, Error> {
-    let mac = bridge_mac(&gateway_addresses(conf));
     if found.is_none() {
         match netlink.add_bridge(&conf.bridge, mac) {
             Err(error) if !error.is_exists() => return Err(error.into()),

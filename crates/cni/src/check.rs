@@ -5,6 +5,7 @@
 
 use podspan_kernel::{Link, Netlink, sysctl};
 
+use crate::addresses::AddressSource;
 use crate::attach::open_pod_netns;
 use crate::error::Error;
 use crate::ipam::{Ipam, boot_id};
@@ -64,31 +65,29 @@ impl Check<'_> {
 
     /// The addresses are still allocated to this attachment.
     fn allocations(&mut self) -> Result<(), Error> {
+        let config = match &self.conf.addresses {
+            AddressSource::None => return Ok(()),
+            AddressSource::Delegated(delegate) => return delegate.tell("CHECK"),
+            AddressSource::Own(config) => config,
+        };
         let id = &self.request.attachment;
-        let ipam = Ipam::of_network(&self.conf.ipam.data_dir, &self.conf.network, &boot_id()?)?;
-        let allocated = ipam.find(id)?;
+        let store = Ipam::of_network(&config.data_dir, &self.conf.network, &boot_id()?)?;
+        let allocated = store.find(id)?;
         self.expect(!allocated.is_empty(), || {
             format!("no address is allocated to {id}")
         });
-        let listed: Vec<_> = self.added.ips.iter().map(|ip| ip.address.addr()).collect();
+        let listed: Vec<_> = self.pod_ips().map(|ip| ip.address.addr()).collect();
         for ip in &allocated {
             self.expect(listed.contains(ip), || {
                 format!("{ip} is allocated to {id} but not in prevResult")
             });
         }
-        let of_ours: Vec<_> = self
-            .pod_ips()
-            .map(|ip| ip.address.addr())
-            .filter(|ip| {
-                self.conf
-                    .ipam
-                    .range_sets
-                    .iter()
-                    .any(|set| set.0.iter().any(|range| range.subnet.holds(*ip)))
-            })
-            .collect();
-        for ip in of_ours {
-            self.expect(allocated.contains(&ip), || {
+        let ranges = || config.range_sets.iter().flat_map(|set| &set.0);
+        for ip in listed
+            .iter()
+            .filter(|ip| ranges().any(|range| range.subnet.holds(**ip)))
+        {
+            self.expect(allocated.contains(ip), || {
                 format!("{ip} is not allocated to {id}")
             });
         }

@@ -5,10 +5,10 @@
 //! kept: giving it out again while a pod still answers for it is worse than DEL failing, which the runtime repeats.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use podspan_kernel::{Link, Netlink};
 
+use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, NetworkName};
 use crate::error::Error;
 use crate::ipam::{Ipam, boot_id};
@@ -21,46 +21,81 @@ pub fn detach(
     netlink: &mut Netlink,
     network: &NetworkName,
     id: &AttachmentId,
-    data_dir: &Path,
+    store: &AddressStore,
 ) -> Result<(), Error> {
-    let name = id.host_veth(network);
-    match netlink.find_link(&name)? {
-        Some(link) if is_host_veth(&link, network, id) => netlink.remove_link(link.index)?,
-        // Of somebody else, who took a name of ours: it stays.
-        Some(_) | None => {}
+    match (remove_host_veth(netlink, network, id), store) {
+        (Ok(()), store) => store.give_back(network, id),
+        (Err(error), AddressStore::Own(_)) => Err(error),
+        // The delegate's affair is its own: it hears of every DEL (T27).
+        (Err(error), AddressStore::Delegated(_)) => {
+            let freed = store.give_back(network, id).err();
+            Error::from_all([Some(error), freed].into_iter().flatten().collect())
+        }
     }
-    Ipam::of_network(data_dir, network, &boot_id()?)?.release(id)?;
-    Ok(())
 }
 
-/// Frees everything of the network that belongs to no attachment of `valid` (T29, T30).
+/// Detaches every attachment of the network that is not `valid`, and frees what damage left (T29, T30).
 ///
 /// # Errors
 /// All that went wrong; it never stops at the first.
 pub fn collect_garbage(
     network: &NetworkName,
     valid: &BTreeSet<AttachmentId>,
-    data_dir: &Path,
+    store: &AddressStore,
 ) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
+    let mut lost: BTreeSet<AttachmentId> = attachments(&mut netlink, network)?;
+    if let AddressStore::Own(dir) = store {
+        // A kill may have come before the host veth had its alias; then only the addresses tell of it.
+        let taken = Ipam::of_network(dir, network, &boot_id()?)?.list()?;
+        lost.extend(taken.into_iter().filter_map(|taken| taken.owner));
+    }
+    lost.retain(|id| !valid.contains(id));
+
     let mut errors = Vec::new();
     let mut keep = valid.clone();
-    for link in netlink.list_links()? {
-        let Some((of, id)) = link.alias.as_deref().and_then(AttachmentId::from_alias) else {
-            continue;
-        };
-        if of != *network || valid.contains(&id) {
-            continue;
-        }
-        if let Err(error) = netlink.remove_link(link.index) {
-            errors.push(error.into());
+    for id in lost {
+        if let Err(error) = remove_host_veth(&mut netlink, network, &id) {
+            errors.push(error);
             keep.insert(id);
         }
     }
-    let freed =
-        Ipam::of_network(data_dir, network, &boot_id()?).and_then(|ipam| ipam.retain(&keep));
-    errors.extend(freed.err().map(Error::Ipam));
+    let freed = match store {
+        AddressStore::Own(dir) => boot_id()
+            .and_then(|boot| Ipam::of_network(dir, network, &boot)?.retain(&keep))
+            .map_err(Error::Ipam),
+        AddressStore::Delegated(delegate) => delegate.tell("GC"),
+    };
+    errors.extend(freed.err());
     Error::from_all(errors)
+}
+
+/// The attachments of the network that have a host veth, by their aliases.
+fn attachments(
+    netlink: &mut Netlink,
+    network: &NetworkName,
+) -> Result<BTreeSet<AttachmentId>, Error> {
+    let aliases = netlink
+        .list_links()?
+        .into_iter()
+        .filter_map(|link| link.alias);
+    let named = aliases.filter_map(|alias| AttachmentId::from_alias(&alias));
+    Ok(named
+        .filter(|(of, _)| of == network)
+        .map(|(_, id)| id)
+        .collect())
+}
+
+fn remove_host_veth(
+    netlink: &mut Netlink,
+    network: &NetworkName,
+    id: &AttachmentId,
+) -> Result<(), Error> {
+    match netlink.find_link(&id.host_veth(network))? {
+        Some(link) if is_host_veth(&link, network, id) => Ok(netlink.remove_link(link.index)?),
+        // Of somebody else, who took a name of ours: it stays.
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// By its alias, or, when a kill came before the alias was set, by the name alone, which nobody else forms.

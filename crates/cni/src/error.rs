@@ -33,6 +33,13 @@ pub enum Error {
     AlreadyAttached(String),
     /// CHECK found the attachment to be other than it should be.
     Deviations(Vec<String>),
+    /// The IPAM plugin that ours delegates to failed.
+    Delegate {
+        /// The code that it told.
+        code: u32,
+        /// What it said, with its name.
+        text: String,
+    },
     /// ADD would not be accepted now (STATUS).
     Unavailable(String),
     /// Several things failed, each on its own; the first one gives the code.
@@ -51,11 +58,13 @@ impl Error {
             Self::Config(_) => 7,
             Self::OwnNetns(_) => 8,
             Self::Kernel(error) if is_transient(error.errno()) => 11,
+            Self::Delegate { code, .. } => *code,
             Self::Unavailable(_) => 50,
             Self::Kernel(_) => 100,
             Self::Ipam(error) => match error {
                 IpamError::Exhausted { .. } => 101,
                 IpamError::Duplicate { .. } => 102,
+                IpamError::Contended { .. } => 11,
                 _ => 104,
             },
             Self::AlreadyAttached(_) => 102,
@@ -99,6 +108,7 @@ impl fmt::Display for Error {
             | Self::Config(text)
             | Self::OwnNetns(text)
             | Self::AlreadyAttached(text)
+            | Self::Delegate { text, .. }
             | Self::Unavailable(text) => f.write_str(text),
             Self::Kernel(error) => error.fmt(f),
             Self::Ipam(error) => error.fmt(f),

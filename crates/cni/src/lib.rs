@@ -1,12 +1,14 @@
 //! One attachment of a pod on this node: the CNI protocol, IPAM, attach, detach, check.
 //!
-//! This crate knows one pod. It does not know that other nodes exist, opens no network connection, runs no other program
-//! and has no threads. Start reading at [`plugin::serve`], then [`attach::attach`].
+//! This crate knows one pod. It does not know that other nodes exist, opens no network connection and has no threads,
+//! and runs another program only where `ipam.type` names one. Start reading at [`plugin::serve`], then [`attach::attach`].
 
+pub mod addresses;
 pub mod attach;
 pub mod attachment;
 mod bridge;
 pub mod check;
+pub mod delegate;
 pub mod detach;
 pub mod error;
 pub mod ipam;

@@ -5,13 +5,15 @@
 //! whole of it, with every value checked. A surprise: `isDefaultGateway` and `hairpinMode` are on where nothing is said.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use podspan_kernel::IfName;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::addresses::{AddressSource, AddressStore};
 use crate::attachment::{AttachmentId, NetworkName};
+use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
 use crate::result::CniResult;
@@ -28,6 +30,8 @@ pub struct Input {
     /// The network.
     pub network: NetworkName,
     keys: Map<String, Value>,
+    bytes: Vec<u8>,
+    cni_path: Option<OsString>,
 }
 
 /// A configuration, checked.
@@ -43,9 +47,9 @@ pub struct NetConf {
     pub mtu: Option<u32>,
     /// A pod reaches itself through an address that leads back to it.
     pub hairpin: bool,
-    /// The addresses.
-    pub ipam: IpamConfig,
-    /// What the result says of DNS, unless `ipam.resolvConf` does.
+    /// Where the pods' addresses come from.
+    pub addresses: AddressSource,
+    /// What the result says of DNS, before what comes with the addresses.
     pub dns: Dns,
 }
 
@@ -95,11 +99,11 @@ const MTU_MIN_IPV4: u32 = 68;
 const MTU_MAX: u32 = 65535;
 
 impl Input {
-    /// Reads what every command needs.
+    /// Reads what every command needs; `cni_path` is where the plugins are that this one may delegate to.
     ///
     /// # Errors
     /// [`Error::Decode`] when it is no JSON object, [`Error::Version`], [`Error::Config`] for the name.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+    pub fn parse(bytes: &[u8], cni_path: Option<OsString>) -> Result<Self, Error> {
         let keys: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
             Error::Decode(format!(
                 "the network configuration is no JSON object: {error}"
@@ -129,12 +133,39 @@ impl Input {
             version: spoken,
             network,
             keys,
+            bytes: bytes.to_vec(),
+            cni_path,
         })
     }
 
-    /// Where the addresses are kept (`ipam.dataDir`).
-    pub fn data_dir(&self) -> PathBuf {
-        data_dir(self.keys.get("ipam").unwrap_or(&Value::Null))
+    /// Where addresses go back to, however broken the rest of the configuration is.
+    ///
+    /// # Errors
+    /// [`Error::Environment`] when another plugin serves the addresses and is not there.
+    pub fn address_store(&self) -> Result<AddressStore, Error> {
+        let ipam = self.keys.get("ipam").unwrap_or(&Value::Null);
+        Ok(match foreign_ipam(ipam) {
+            Some(name) => AddressStore::Delegated(self.delegate(name)?),
+            None => AddressStore::Own(data_dir(ipam)),
+        })
+    }
+
+    fn delegate(&self, name: &str) -> Result<Delegate, Error> {
+        Delegate::find(name, self.cni_path.as_deref(), &self.bytes, self.version)
+    }
+
+    fn address_source(&self, ipam: Option<&Value>) -> Result<AddressSource, Error> {
+        let ipam = ipam.ok_or_else(|| {
+            let right = r#""ipam": {"ranges": [[{"subnet": "10.244.1.0/24"}]]}"#;
+            Error::Config(format!(
+                "ipam is missing; give {right}, or {{}} for pods without addresses"
+            ))
+        })?;
+        match (ipam, foreign_ipam(ipam)) {
+            (Value::Object(keys), _) if keys.is_empty() => Ok(AddressSource::None),
+            (_, Some(name)) => Ok(AddressSource::Delegated(self.delegate(name)?)),
+            (_, None) => Ok(AddressSource::Own(IpamConfig::from_json(ipam)?)),
+        }
     }
 
     /// The command needs a version that has it (T15).
@@ -216,13 +247,7 @@ impl Input {
         }
         let raw: Raw = serde_path_to_error::deserialize(Value::Object(self.keys.clone()))
             .map_err(|error| Error::Config(format!("{}: {}", error.path(), error.inner())))?;
-        let ipam = raw.ipam.ok_or_else(|| {
-            Error::Config(
-                r#"ipam is missing; it must hold "ranges" with at least one subnet"#.into(),
-            )
-        })?;
-        require_own_ipam(&ipam)?;
-        let ipam = IpamConfig::from_json(&ipam)?;
+        let addresses = self.address_source(raw.ipam.as_ref())?;
         let bridge = raw
             .bridge
             .as_deref()
@@ -234,10 +259,10 @@ impl Input {
                 .parse()
                 .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
             gateway: gateway(raw.is_gateway, raw.is_default_gateway),
-            mtu: checked_mtu(raw.mtu, &ipam)?,
+            mtu: checked_mtu(raw.mtu, &addresses)?,
             hairpin: raw.hairpin_mode.unwrap_or(true),
             dns: raw.dns.unwrap_or_default(),
-            ipam,
+            addresses,
         })
     }
 }
@@ -251,28 +276,22 @@ fn gateway(is_gateway: Option<bool>, is_default: Option<bool>) -> Gateway {
     }
 }
 
-/// The addresses are served in this process, under our own name and that of the plugin whose place we take.
-fn require_own_ipam(ipam: &Value) -> Result<(), Error> {
-    match ipam.get("type") {
-        None => Ok(()),
-        Some(Value::String(kind)) if ["", "podspan", "host-local"].contains(&kind.as_str()) => {
-            Ok(())
-        }
-        Some(other) => Err(Error::UnsupportedField(format!(
-            "ipam.type: {other} is not served by this version; \"podspan\" and \"host-local\" are"
-        ))),
-    }
+/// The IPAM plugin that serves in our place; none where we serve, under our own name or that of the plugin whose place we
+/// take.
+fn foreign_ipam(ipam: &Value) -> Option<&str> {
+    let name = ipam.get("type").and_then(Value::as_str)?;
+    (!["", "podspan", "host-local"].contains(&name)).then_some(name)
 }
 
 /// 0 counts as absent, as with the bridge plugin.
-fn checked_mtu(mtu: Option<u32>, ipam: &IpamConfig) -> Result<Option<u32>, Error> {
+fn checked_mtu(mtu: Option<u32>, addresses: &AddressSource) -> Result<Option<u32>, Error> {
     let Some(mtu) = mtu.filter(|mtu| *mtu != 0) else {
         return Ok(None);
     };
-    let ipv6 = ipam
-        .range_sets
+    let ipv6 = addresses
+        .gateways()
         .iter()
-        .any(|set| set.0.iter().any(|range| range.gateway.is_ipv6()));
+        .any(|gateway| gateway.addr().is_ipv6());
     let least = if ipv6 { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 };
     if (least..=MTU_MAX).contains(&mtu) {
         return Ok(Some(mtu));
@@ -296,6 +315,8 @@ fn asks_for_something(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use serde_json::json;
 
@@ -309,7 +330,7 @@ mod tests {
             conf[key] = value.clone();
         }
         let bytes = serde_json::to_vec(&conf).unwrap();
-        Input::parse(&bytes)
+        Input::parse(&bytes, None)
             .and_then(|input| input.netconf())
             .map_err(|error| format!("{} {error}", error.code()))
     }
@@ -322,7 +343,9 @@ mod tests {
             (conf.gateway, conf.mtu, conf.hairpin),
             (Gateway::Default, None, true)
         );
-        assert_eq!(conf.ipam.data_dir, PathBuf::from("/run/podspan/ipam"));
+        assert!(
+            matches!(conf.addresses, AddressSource::Own(own) if own.data_dir == Path::new("/run/podspan/ipam"))
+        );
     }
 
     #[test]
@@ -364,7 +387,7 @@ mod tests {
         );
         assert!(parse(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": []})).is_ok());
         assert!(refused(json!({"ipam": null})).starts_with("7 ipam is missing"));
-        let garbage = Input::parse(b"[1]").unwrap_err();
+        let garbage = Input::parse(b"[1]", None).unwrap_err();
         assert_eq!(garbage.code(), 6);
     }
 
@@ -381,7 +404,7 @@ mod tests {
             conf.as_object_mut()
                 .unwrap()
                 .extend(keys.as_object().unwrap().clone());
-            Input::parse(&serde_json::to_vec(&conf).unwrap())
+            Input::parse(&serde_json::to_vec(&conf).unwrap(), None)
                 .unwrap()
                 .valid_attachments()
         };
@@ -408,8 +431,10 @@ mod tests {
     fn del_needs_no_more_than_the_name_and_the_directory() {
         let conf =
             br#"{"cniVersion":"1.0.0","name":"n","ipam":{"ranges":"broken","dataDir":"/tmp/x"}}"#;
-        let input = Input::parse(conf).unwrap();
-        assert_eq!(input.data_dir(), PathBuf::from("/tmp/x"));
+        let input = Input::parse(conf, None).unwrap();
+        assert!(
+            matches!(input.address_store(), Ok(AddressStore::Own(dir)) if dir == Path::new("/tmp/x"))
+        );
         assert!(input.netconf().is_err());
     }
 }

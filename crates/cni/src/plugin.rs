@@ -11,7 +11,6 @@ use crate::attach::{attach, require_foreign};
 use crate::check::check;
 use crate::detach::{collect_garbage, detach};
 use crate::error::Error;
-use crate::ipam::{Ipam, boot_id};
 use crate::netconf::Input;
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
@@ -32,7 +31,7 @@ pub fn serve<I: Read, O: Write>(
     variable: impl Fn(&str) -> Option<OsString>,
     mut streams: Streams<I, O>,
 ) -> Option<bool> {
-    let request = match Request::parse(variable) {
+    let request = match Request::parse(&variable) {
         Ok(request) => request?,
         Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
     };
@@ -46,7 +45,7 @@ pub fn serve<I: Read, O: Write>(
     if request == Request::Version {
         return Some(streams.answer_version(&bytes));
     }
-    let input = match Input::parse(&bytes) {
+    let input = match Input::parse(&bytes, variable("CNI_PATH")) {
         Ok(input) => input,
         Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
     };
@@ -69,10 +68,11 @@ fn add<I, O: Write>(
     pod: &PodRequest,
     streams: &mut Streams<I, O>,
 ) -> Result<(), Error> {
-    let conf = input.netconf()?;
+    let (conf, store) = (input.netconf()?, input.address_store()?);
     let before = input.prev_result()?;
     let mut host = Netlink::open()?;
-    let result = append(before.unwrap_or_default(), attach(&mut host, &conf, pod)?);
+    let result = attach(&mut host, &conf, &store, pod)?;
+    let result = append(before.unwrap_or_default(), result);
     // A runtime that did not get the result does not know the pod's address: that is a failed ADD.
     let told = result
         .to_json(input.version)
@@ -80,12 +80,7 @@ fn add<I, O: Write>(
     let Err(error) = told else {
         return Ok(());
     };
-    let undone = detach(
-        &mut host,
-        &conf.network,
-        &pod.attachment,
-        &conf.ipam.data_dir,
-    );
+    let undone = detach(&mut host, &conf.network, &pod.attachment, &store);
     Err(Error::Several(
         [Some(error), undone.err()].into_iter().flatten().collect(),
     ))
@@ -112,7 +107,7 @@ fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
         &mut host,
         &input.network,
         &pod.attachment,
-        &input.data_dir(),
+        &input.address_store()?,
     )?;
     // Everything is freed; a path that leads to the node itself is still worth telling (T8).
     match pod.netns.as_ref().map(Netns::open) {
@@ -131,19 +126,13 @@ fn check_attachment(input: &Input, pod: &PodRequest) -> Result<(), Error> {
 
 fn gc(input: &Input) -> Result<(), Error> {
     input.require("GC", Version::V1_1_0)?;
-    collect_garbage(
-        &input.network,
-        &input.valid_attachments()?,
-        &input.data_dir(),
-    )
+    let valid = input.valid_attachments()?;
+    collect_garbage(&input.network, &valid, &input.address_store()?)
 }
 
 fn status(input: &Input) -> Result<(), Error> {
     input.require("STATUS", Version::V1_1_0)?;
-    let conf = input.netconf()?;
-    Ipam::open(&conf.ipam, &conf.network, &boot_id()?)
-        .and_then(|ipam| ipam.status())
-        .map_err(|error| Error::Unavailable(error.to_string()))
+    input.netconf()?.addresses.status(&input.network)
 }
 
 impl<I, O: Write> Streams<I, O> {

@@ -56,7 +56,7 @@ fn points(trace: &[String]) -> Vec<(String, usize)> {
 }
 
 /// Runs `command` and kills it when it enters the system call.
-fn run_killed(node: &Node, command: &str, pod: &Pod, conf: &Value, at: &(String, usize)) {
+fn run_killed(node: &Node, pod: &Pod, conf: &Value, (command, at): (&str, &(String, usize))) {
     let (name, number) = at;
     let inject = format!("--inject={name}:signal=KILL:when={number}");
     let strace = ["strace", "-f", "-qq", "-o", "/dev/null", &inject].map(str::to_owned);
@@ -83,7 +83,7 @@ fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
         points.len()
     );
     for point in &points {
-        run_killed(&node, "ADD", &pod, &conf, point);
+        run_killed(&node, &pod, &conf, ("ADD", point));
         node.del("c1", &conf).expect_ok();
         node.assert_clean(&format!("ADD killed at {point:?}, then DEL"));
         assert_eq!(
@@ -111,7 +111,7 @@ fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
     );
     for point in &points {
         node.add("c1", &pod, &conf).expect_ok();
-        run_killed(&node, "DEL", &pod, &conf, point);
+        run_killed(&node, &pod, &conf, ("DEL", point));
         node.del("c1", &conf).expect_ok();
         node.assert_clean(&format!("DEL killed at {point:?}, then repeated"));
     }
@@ -134,7 +134,7 @@ fn the_first_add_of_a_node_killed_anywhere_leaves_a_bridge_that_the_next_complet
     node.del("c1", &conf).expect_ok();
     for point in points {
         begin_anew();
-        run_killed(&node, "ADD", &pod, &conf, &point);
+        run_killed(&node, &pod, &conf, ("ADD", &point));
         node.del("c1", &conf).expect_ok();
         node.assert_clean(&format!("ADD killed at {point:?}, then DEL"));
         node.add("c1", &pod, &conf).expect_ok();

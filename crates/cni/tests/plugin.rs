@@ -446,7 +446,8 @@ fn a_foreign_link_that_bears_our_name_is_left_alone() {
 
 #[test]
 fn t28_check_finds_every_deviation() {
-    let deviations: [(&str, fn(&Node, &Pod), &str); 14] = [
+    type Deviate = fn(&Node, &Pod);
+    let deviations: [(&str, Deviate, &str); 14] = [
         (
             "bridge gone",
             |node, _| _ = node.ns.ip("link del podspan0"),

@@ -189,10 +189,8 @@ impl Node {
 impl Pod {
     pub fn new() -> Self {
         let make = || {
-            let ns = TestNs::new();
-            let netns = Netns::current().unwrap();
-            drop(ns);
-            netns
+            let _ns = TestNs::new();
+            Netns::current().unwrap()
         };
         Self {
             netns: std::thread::scope(|scope| scope.spawn(make).join()).unwrap(),
