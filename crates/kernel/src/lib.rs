@@ -21,7 +21,7 @@ pub use address::Address;
 pub use error::{Error, Result, errno_text};
 pub use link::{Link, LinkChange, LinkKey, VethEnd, VethPair};
 pub use monitor::Monitor;
-pub use names::{IfName, Invalid, Mac, Prefix};
+pub use names::{IfName, Invalid, Mac, Prefix, hash};
 pub use netlink::Netlink;
 pub use netns::Netns;
 pub use route::{Route, RouteOptions, RouteProtocol};

@@ -81,6 +81,20 @@ impl Mac {
         let [a, b, c, d] = tail.to_be_bytes();
         Self([0x0a, family, a, b, c, d])
     }
+
+    /// A MAC address for what has no IP address: `0a:5a` and 32 bits of a hash of the texts.
+    pub fn of_text(parts: &[&str]) -> Self {
+        let [_, _, _, _, a, b, c, d] = hash(parts).to_be_bytes();
+        Self([0x0a, 0x5a, a, b, c, d])
+    }
+}
+
+/// A hash of the texts one behind the other: 64-bit FNV-1a (RFC 9923). The same on every machine and in every version.
+pub fn hash(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 impl FromStr for Mac {
