@@ -1,1 +1,118 @@
-fn main() {}
+//! The pod network's executable: the agent, the router, and the operator's commands.
+//!
+//! Every subcommand is a room of its own; this is the table of contents.
+
+mod agent;
+mod apply;
+mod cleanup;
+mod cluster;
+mod config;
+mod conflist;
+mod desired;
+mod events;
+mod fields;
+mod lab;
+mod list;
+mod look;
+mod observe;
+mod output;
+mod plan;
+mod refusal;
+mod registry;
+mod runtime;
+mod status;
+mod told;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, RoleName};
+use crate::output::Output;
+
+/// A pod network: every pod an address, plain routes between the nodes.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Keep this node's bridge, routes and conflist right, until SIGTERM
+    Agent(ConfigFile),
+    /// Keep the routes to all nodes right on the router, until SIGTERM
+    Router(ConfigFile),
+    /// Print what the agent would change; exit status 0: nothing, 1: something, 2: error
+    Plan(Machine),
+    /// Tell whether this machine is right; exit status 0: yes, 1: no, 2: error
+    Status(Machine),
+    /// Remove all that is marked as ours from this machine; stop the agent first
+    Cleanup(ConfigFile),
+    /// Put a container on the network, as a runtime does
+    Add(runtime::Arguments),
+    /// Take a container off the network, as a runtime does
+    Del(runtime::Arguments),
+    /// List the attachments of this node
+    List,
+    /// Have a whole cluster on this machine: nodes, pods and a router as namespaces
+    Lab(lab::Command),
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration [default: /etc/podspan/agent.toml, for the router router.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Machine {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// What this machine is
+    #[arg(long, value_enum, default_value = "node")]
+    role: RoleName,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command, cli.output) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("podspan: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Agent(file) => agent::run(&file.read(RoleName::Node)?),
+        Command::Router(file) => agent::run(&file.read(RoleName::Router)?),
+        Command::Plan(machine) => status::print_plan(&machine.read()?, output),
+        Command::Status(machine) => status::print_status(&machine.read()?, output),
+        Command::Cleanup(file) => cleanup::run(file.config.as_deref(), output),
+        Command::Add(arguments) => runtime::add(arguments, output),
+        Command::Del(arguments) => runtime::del(arguments, output),
+        Command::List => list::print_list(output),
+        Command::Lab(command) => lab::run(command, output),
+    }
+}
+
+impl ConfigFile {
+    fn read(&self, role: RoleName) -> anyhow::Result<Config> {
+        Config::read(role, self.config.as_deref())
+    }
+}
+
+impl Machine {
+    fn read(&self) -> anyhow::Result<Config> {
+        self.file.read(self.role)
+    }
+}

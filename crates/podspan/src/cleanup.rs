@@ -1,0 +1,218 @@
+//! `podspan cleanup`: removes all that bears our mark from this machine, and nothing else.
+//!
+//! It never stops at the first failure. Kernel parameters stay as they are, because nobody knows what they were before; so
+//! do gateways' addresses on a bridge of somebody else, which bear no mark. Stop the agent first: it would make all anew.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use podspan_cni::attachment::MARK;
+use podspan_kernel::{Netlink, RouteProtocol};
+use serde::Serialize;
+
+use crate::config::{self, Config, Role};
+use crate::conflist;
+use crate::output::{Output, exit_code};
+
+/// Where everything is that lives as long as the boot.
+const RUN: &str = "/run/podspan";
+/// What of it is ours to remove: allocations, and the results of `podspan add`.
+const OF_RUN: [&str; 2] = ["ipam", "results"];
+
+/// What became of it.
+#[derive(Debug, Default, Serialize)]
+pub struct Cleanup {
+    /// What was removed.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub failed: Vec<String>,
+}
+
+/// Cleans this machine and prints what became of it; the exit status says whether all went.
+///
+/// # Errors
+/// A configuration that is not right: it would say where the conflist is.
+pub fn run(config: Option<&Path>, output: Output) -> anyhow::Result<ExitCode> {
+    let cleanup = clean(&conflist_path(config)?, Path::new(RUN));
+    output.print(&cleanup, Cleanup::to_text)?;
+    Ok(exit_code(cleanup.failed.is_empty()))
+}
+
+/// Where the conflist is: what the configuration says, where there is one.
+fn conflist_path(config: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if config.is_none() && !Path::new(config::AGENT_FILE).exists() {
+        return Ok(config::CONFLIST.into());
+    }
+    match Config::read(config::RoleName::Node, config)?.role {
+        Role::Node(role) => Ok(role.conflist),
+        Role::Router => Ok(config::CONFLIST.into()),
+    }
+}
+
+/// Removes all that is marked. The conflist goes first: it invites the runtime.
+fn clean(conflist: &Path, run: &Path) -> Cleanup {
+    let mut cleanup = Cleanup::default();
+    match conflist::remove(conflist) {
+        Ok(true) => cleanup
+            .removed
+            .push(format!("conflist {}", conflist.display())),
+        Ok(false) => {}
+        Err(error) => cleanup.fail(&error),
+    }
+    match Netlink::open() {
+        Ok(mut netlink) => {
+            cleanup.links(&mut netlink);
+            cleanup.routes(&mut netlink);
+        }
+        Err(error) => cleanup.fail(&error.into()),
+    }
+    for name in OF_RUN {
+        let directory = run.join(name);
+        let what = format!("directory {}", directory.display());
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            outcome => cleanup.note(what, outcome.map_err(Into::into)),
+        }
+    }
+    // Only when nothing else is in it.
+    let _ = std::fs::remove_dir(run);
+    cleanup
+}
+
+impl Cleanup {
+    /// For people: a line each.
+    fn to_text(&self) -> String {
+        let removed = self.removed.iter().map(|what| format!("removed {what}\n"));
+        let failed = self.failed.iter().map(|what| format!("FAILED  {what}\n"));
+        removed.chain(failed).collect()
+    }
+
+    fn fail(&mut self, error: &anyhow::Error) {
+        self.failed.push(format!("{error:#}"));
+    }
+
+    fn note(&mut self, what: String, outcome: anyhow::Result<()>) {
+        match outcome.with_context(|| format!("remove {what}")) {
+            Ok(()) => self.removed.push(what),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn links(&mut self, netlink: &mut Netlink) {
+        let links = match netlink.list_links() {
+            Ok(links) => links,
+            Err(error) => return self.fail(&error.into()),
+        };
+        // The host veths first: a bridge with ports would only let go of them.
+        let (bridges, others): (Vec<_>, Vec<_>) = links
+            .into_iter()
+            .filter(|link| {
+                link.alias
+                    .as_ref()
+                    .is_some_and(|alias| alias.starts_with(MARK))
+            })
+            .partition(podspan_kernel::Link::is_bridge);
+        for link in others.into_iter().chain(bridges) {
+            let what = format!("link {} ({})", link.name, link.alias.unwrap_or_default());
+            self.note(what, netlink.remove_link(link.index).map_err(Into::into));
+        }
+    }
+
+    fn routes(&mut self, netlink: &mut Netlink) {
+        match netlink.list_routes(RouteProtocol::PODSPAN) {
+            Ok(routes) => {
+                for route in routes {
+                    let outcome = netlink.remove_route(&route).map_err(Into::into);
+                    self.note(format!("route {route}"), outcome);
+                }
+            }
+            Err(error) => self.fail(&error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podspan_kernel::testing::TestNs;
+
+    #[test]
+    fn all_that_is_marked_goes_and_everything_foreign_stays() {
+        let ns = TestNs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let (conflist, run) = (
+            directory.path().join("10-podspan.conflist"),
+            directory.path().join("run"),
+        );
+        std::fs::write(&conflist, r#"{"plugins": [{"type": "podspan-cni"}]}"#).unwrap();
+        std::fs::write(directory.path().join("20-other.conflist"), "{}").unwrap();
+        std::fs::create_dir_all(run.join("ipam/podspan")).unwrap();
+        std::fs::create_dir_all(run.join("lab")).unwrap();
+        std::fs::write(run.join("ipam/podspan/10.244.1.2"), "c1\neth0").unwrap();
+        ns.ip("link add podspan0 up type bridge");
+        ns.ip("link set podspan0 alias podspan:bridge");
+        ns.ip("link add pod1 type veth peer name x1");
+        ns.ip("link set pod1 alias podspan:podspan/c1/eth0 master podspan0");
+        ns.ip("link add foreign0 up type bridge");
+        ns.ip("link set foreign0 alias podspanish");
+        ns.ip("link add foreign1 type veth peer name x2");
+        ns.ip("link set foreign1 master podspan0");
+        ns.ip("addr add 192.168.1.11/24 dev foreign0");
+        ns.ip("addr add fd00:192::11/64 dev foreign0 nodad");
+        ns.ip("route add 10.244.2.0/24 via 192.168.1.12 proto 112");
+        ns.ip("-6 route add fd00:10:244:2::/64 via fd00:192::12 proto 112");
+        ns.ip("route add 10.9.0.0/24 via 192.168.1.12 proto static");
+        nft("add table inet foreign; add chain inet foreign c1");
+
+        let cleanup = clean(&conflist, &run);
+        assert_eq!(cleanup.failed, [""; 0]);
+        let expected = [
+            format!("conflist {}", conflist.display()),
+            "link pod1 (podspan:podspan/c1/eth0)".to_owned(),
+            "link podspan0 (podspan:bridge)".to_owned(),
+            "route 10.244.2.0/24 via 192.168.1.12 proto 112".to_owned(),
+            "route fd00:10:244:2::/64 via fd00:192::12 proto 112".to_owned(),
+            format!("directory {}", run.join("ipam").display()),
+        ];
+        assert_eq!(cleanup.removed, expected);
+
+        let links = ns.ip("link show");
+        let names: Vec<_> = links
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|link| &link["ifname"])
+            .collect();
+        assert_eq!(names, ["lo", "foreign0", "x2", "foreign1"]);
+        assert_eq!(ns.ip("route show proto static")[0]["dst"], "10.9.0.0/24");
+        assert_eq!(nft("list tables"), "table inet foreign\n");
+        assert!(directory.path().join("20-other.conflist").exists() && run.join("lab").exists());
+        assert!(clean(&conflist, &run).removed.is_empty(), "twice is once");
+    }
+
+    fn nft(command: &str) -> String {
+        let output = std::process::Command::new("nft").arg(command).output();
+        let output = output.expect("nft of nftables is installed");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn a_conflist_of_somebody_else_is_told_and_the_rest_goes_on() {
+        let ns = TestNs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let conflist = directory.path().join("10-podspan.conflist");
+        std::fs::write(&conflist, r#"{"plugins": [{"type": "bridge"}]}"#).unwrap();
+        ns.ip("link add podspan0 up type bridge");
+        ns.ip("link set podspan0 alias podspan:bridge");
+        let cleanup = clean(&conflist, directory.path());
+        assert_eq!((cleanup.removed.len(), cleanup.failed.len()), (1, 1));
+        assert!(cleanup.failed[0].ends_with("stays: it is not ours: its first plugin is bridge"));
+        assert!(conflist.exists());
+    }
+}

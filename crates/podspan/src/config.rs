@@ -1,0 +1,461 @@
+//! The configuration of the agent and of the router: read once, at the start.
+//!
+//! Everything that is wrong in the file is told at once, each with its key, its value and what would be right; then the
+//! program does not start, and what runs goes on running. Nothing here looks at the node.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use podspan_cni::attachment::NetworkName;
+use podspan_kernel::{IfName, Prefix};
+use toml::Value;
+
+use crate::fields::{Fields, Section, parse_toml, text};
+use crate::refusal::{Key, Refusal, Setting};
+
+/// Where the agent's configuration is by default.
+pub const AGENT_FILE: &str = "/etc/podspan/agent.toml";
+/// Where the router's configuration is by default.
+pub const ROUTER_FILE: &str = "/etc/podspan/router.toml";
+/// Where the conflist is by default: in the directory that every runtime reads, early in its order.
+pub const CONFLIST: &str = "/etc/cni/net.d/10-podspan.conflist";
+/// Where the nodes file is by default.
+const NODES_FILE: &str = "/etc/podspan/nodes.toml";
+/// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
+const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
+
+const AGENT_KEYS: &str =
+    "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist";
+
+/// What this machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RoleName {
+    /// Has pods.
+    Node,
+    /// Holds the routes to all nodes.
+    Router,
+}
+
+/// A configuration that is right in itself.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file that it was read from.
+    pub file: PathBuf,
+    /// The registry: what nodes there are.
+    pub nodes_file: PathBuf,
+    /// What this machine is to do.
+    pub role: Role,
+}
+
+/// What this machine is, with all that only this role needs.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// Has pods: a bridge, the conflist, and routes to the other nodes.
+    Node(NodeRole),
+    /// Holds the route to every node's pods.
+    Router,
+}
+
+/// What a node needs to know of itself.
+#[derive(Debug, Clone)]
+pub struct NodeRole {
+    /// Its name in the nodes file.
+    pub name: String,
+    /// How pods of other nodes are reached.
+    pub routing: Routing,
+    /// The name of the pod network.
+    pub network: NetworkName,
+    /// The bridge's name.
+    pub bridge: IfName,
+    /// The MTU of the pods in bytes; none follows the uplink.
+    pub mtu: Option<u32>,
+    /// Where the conflist is written.
+    pub conflist: PathBuf,
+}
+
+/// How pods of other nodes are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Routing {
+    /// A route per other node, through its address.
+    Direct,
+    /// One route per family for the whole cluster, through a router.
+    Router {
+        /// The ranges that hold all pod CIDRs.
+        cluster_cidrs: Vec<Prefix>,
+        /// The routers' addresses, at most one per family.
+        routers: Vec<IpAddr>,
+    },
+}
+
+impl Config {
+    /// Reads the agent's file.
+    ///
+    /// # Errors
+    /// Unreadable, no TOML, or all the values that are wrong.
+    pub fn read_agent(file: &Path) -> anyhow::Result<Self> {
+        Self::parse_agent(file, &read(file)?, &host_name())
+    }
+
+    /// Reads the router's file.
+    ///
+    /// # Errors
+    /// Unreadable, no TOML, or all the values that are wrong.
+    pub fn read_router(file: &Path) -> anyhow::Result<Self> {
+        Self::parse_router(file, &read(file)?)
+    }
+
+    /// Reads the file of that role; none is the role's default file.
+    ///
+    /// # Errors
+    /// Unreadable, no TOML, or all the values that are wrong.
+    pub fn read(role: RoleName, file: Option<&Path>) -> anyhow::Result<Self> {
+        match role {
+            RoleName::Node => Self::read_agent(file.unwrap_or(Path::new(AGENT_FILE))),
+            RoleName::Router => Self::read_router(file.unwrap_or(Path::new(ROUTER_FILE))),
+        }
+    }
+
+    /// A value of this file with its place.
+    pub fn setting<'a, T>(&'a self, key: Key<'a>, value: T) -> Setting<'a, T> {
+        Setting {
+            value,
+            file: &self.file,
+            key,
+        }
+    }
+
+    fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
+        let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
+        let nodes_file = fields.take("nodes_file", path);
+        let role = NodeRole {
+            name: fields
+                .take("node", node_name)
+                .unwrap_or(host_name.to_owned()),
+            routing: take_routing(&mut fields),
+            network: match fields.take("network", text) {
+                Some(name) => name,
+                None => default("podspan")?,
+            },
+            bridge: match fields.take("bridge", text) {
+                Some(name) => name,
+                None => default("podspan0")?,
+            },
+            mtu: fields.take("mtu", mtu),
+            conflist: fields
+                .take("conflist", conflist_path)
+                .unwrap_or(CONFLIST.into()),
+        };
+        all_right(fields.finish(AGENT_KEYS))?;
+        Ok(Self {
+            file: file.to_owned(),
+            nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            role: Role::Node(role),
+        })
+    }
+
+    fn parse_router(file: &Path, content: &str) -> anyhow::Result<Self> {
+        let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
+        let nodes_file = fields.take("nodes_file", path);
+        all_right(fields.finish("nodes_file"))?;
+        Ok(Self {
+            file: file.to_owned(),
+            nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            role: Role::Router,
+        })
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
+}
+
+/// All refusals as one error, a line each.
+fn all_right(refusals: Vec<Refusal>) -> anyhow::Result<()> {
+    if refusals.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<_> = refusals.iter().map(Refusal::to_string).collect();
+    bail!("{}", lines.join("\n"))
+}
+
+/// A default of ours, which its type accepts; the tests read an empty file.
+fn default<T: std::str::FromStr<Err = podspan_kernel::Invalid>>(name: &str) -> anyhow::Result<T> {
+    Ok(name.parse()?)
+}
+
+fn take_routing(fields: &mut Fields<'_>) -> Routing {
+    let routed = fields.take("routing", |value| match value.as_str() {
+        Some("direct") => Ok(false),
+        Some("router") => Ok(true),
+        _ => Err("must be \"direct\" or \"router\"".to_owned()),
+    });
+    let cluster_cidrs = fields
+        .take_list("cluster_cidrs", text::<Prefix>)
+        .unwrap_or_default();
+    refuse_overlaps(fields, &cluster_cidrs);
+    let routers = fields.take_list("routers", ip).unwrap_or_default();
+    for (index, router) in routers.iter().enumerate() {
+        let earlier = routers.iter().take(index);
+        if earlier
+            .into_iter()
+            .any(|other| other.is_ipv4() == router.is_ipv4())
+        {
+            let family = if router.is_ipv4() { "IPv4" } else { "IPv6" };
+            fields.refuse(
+                &format!("routers[{index}]"),
+                format!("\"{router}\""),
+                format!("is a second {family} router; name one per family"),
+            );
+        }
+    }
+    if routed != Some(true) {
+        return Routing::Direct;
+    }
+    if cluster_cidrs.is_empty() {
+        let fix = "routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
+        fields.refuse("cluster_cidrs", "", fix);
+    }
+    if routers.is_empty() {
+        let fix = "routing = \"router\" needs the router's address, such as [\"192.168.1.1\"]";
+        fields.refuse("routers", "", fix);
+    }
+    Routing::Router {
+        cluster_cidrs,
+        routers,
+    }
+}
+
+fn refuse_overlaps(fields: &mut Fields<'_>, cluster_cidrs: &[Prefix]) {
+    for (index, cidr) in cluster_cidrs.iter().enumerate() {
+        let mut earlier = cluster_cidrs.iter().take(index);
+        if let Some(other) = earlier.find(|other| other.overlaps(*cidr)) {
+            let fix = format!("overlaps {other}; remove one");
+            fields.refuse(
+                &format!("cluster_cidrs[{index}]"),
+                format!("\"{cidr}\""),
+                fix,
+            );
+        }
+    }
+}
+
+/// An address that can be a next hop.
+///
+/// # Errors
+/// What would be right.
+pub fn ip(value: &Value) -> Result<IpAddr, String> {
+    let example = "must be an IP address, such as \"192.168.1.11\" or \"fd00:192:168:1::11\"";
+    let ip: IpAddr = value
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| example.to_owned())?;
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
+    };
+    if link_local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
+        return Err("must be an address that other nodes reach, not loopback, link-local, multicast or unspecified".to_owned());
+    }
+    Ok(ip)
+}
+
+fn path(value: &Value) -> Result<PathBuf, String> {
+    match value.as_str().map(PathBuf::from) {
+        Some(path) if path.is_absolute() && path.file_name().is_some() => Ok(path),
+        _ => Err("must be the absolute path of a file, beginning with /".to_owned()),
+    }
+}
+
+fn conflist_path(value: &Value) -> Result<PathBuf, String> {
+    match path(value)? {
+        path if path.extension().is_some_and(|suffix| suffix == "conflist") => Ok(path),
+        _ => Err("must end with .conflist, or no runtime reads it".to_owned()),
+    }
+}
+
+fn mtu(value: &Value) -> Result<u32, String> {
+    value
+        .as_integer()
+        .filter(|mtu| MTU.contains(mtu))
+        .and_then(|mtu| u32::try_from(mtu).ok())
+        .ok_or_else(|| format!("must be a number from {} to {}", MTU.start(), MTU.end()))
+}
+
+/// A node's name: something to print and to compare.
+///
+/// # Errors
+/// What would be right.
+pub fn node_name(value: &Value) -> Result<String, String> {
+    value
+        .as_str()
+        .filter(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_graphic()))
+        .map(str::to_owned)
+        .ok_or_else(|| "must be a name without white space, such as \"node1\"".to_owned())
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(content: &str) -> anyhow::Result<Config> {
+        Config::parse_agent(Path::new("agent.toml"), content, "here")
+    }
+
+    fn node(content: &str) -> NodeRole {
+        match agent(content).unwrap().role {
+            Role::Node(node) => node,
+            Role::Router => panic!("an agent's file makes a node"),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let node = node("");
+        assert_eq!(
+            (node.name.as_str(), node.routing),
+            ("here", Routing::Direct)
+        );
+        assert_eq!(
+            (node.network.as_str(), node.bridge.as_str()),
+            ("podspan", "podspan0")
+        );
+        assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
+        assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let content = r#"
+            node = "node1"
+            nodes_file = "/n.toml"
+            routing = "router"
+            cluster_cidrs = ["10.244.0.0/16", "fd00:10:244::/48"]
+            routers = ["192.168.1.1", "fd00:192:168:1::1"]
+            network = "pods"
+            bridge = "br0"
+            mtu = 9000
+            conflist = "/c/10.conflist"
+        "#;
+        let node = node(content);
+        let routing = Routing::Router {
+            cluster_cidrs: vec![
+                "10.244.0.0/16".parse().unwrap(),
+                "fd00:10:244::/48".parse().unwrap(),
+            ],
+            routers: vec![
+                "192.168.1.1".parse().unwrap(),
+                "fd00:192:168:1::1".parse().unwrap(),
+            ],
+        };
+        assert_eq!((node.name.as_str(), node.routing), ("node1", routing));
+        assert_eq!(
+            (node.network.as_str(), node.bridge.as_str()),
+            ("pods", "br0")
+        );
+        assert_eq!(
+            (node.mtu, node.conflist),
+            (Some(9000), "/c/10.conflist".into())
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
+        let table = [
+            (
+                "nod = 'a'",
+                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist",
+            ),
+            (
+                "node = ''",
+                "agent.toml: node = \"\": must be a name without white space, such as \"node1\"",
+            ),
+            (
+                "node = 7",
+                "agent.toml: node = 7: must be a name without white space, such as \"node1\"",
+            ),
+            (
+                "nodes_file = 'n.toml'",
+                "agent.toml: nodes_file = \"n.toml\": must be the absolute path of a file, beginning with /",
+            ),
+            (
+                "routing = 'fast'",
+                "agent.toml: routing = \"fast\": must be \"direct\" or \"router\"",
+            ),
+            (
+                "mtu = 100",
+                "agent.toml: mtu = 100: must be a number from 1280 to 65535",
+            ),
+            (
+                "mtu = '1500'",
+                "agent.toml: mtu = \"1500\": must be a number from 1280 to 65535",
+            ),
+            (
+                "bridge = 'sixteen-bytes-xx'",
+                "agent.toml: bridge = \"sixteen-bytes-xx\": interface name \"sixteen-bytes-xx\" is longer than 15 bytes",
+            ),
+            (
+                "network = 'a/b'",
+                "agent.toml: network = \"a/b\": network name \"a/b\" must begin with a letter or digit and hold only letters, digits, '_', '.' and '-'",
+            ),
+            (
+                "conflist = '/etc/cni/x.conf'",
+                "agent.toml: conflist = \"/etc/cni/x.conf\": must end with .conflist, or no runtime reads it",
+            ),
+            (
+                "cluster_cidrs = '10.0.0.0/8'",
+                "agent.toml: cluster_cidrs = \"10.0.0.0/8\": must be a list: [\"…\", \"…\"]",
+            ),
+            (
+                "cluster_cidrs = ['10.244.1.1/16']",
+                "agent.toml: cluster_cidrs[0] = \"10.244.1.1/16\": prefix 10.244.1.1/16 has host bits set; its network is 10.244.0.0/16",
+            ),
+            (
+                "cluster_cidrs = ['10.0.0.0/8', '10.244.0.0/16']",
+                "agent.toml: cluster_cidrs[1] = \"10.244.0.0/16\": overlaps 10.0.0.0/8; remove one",
+            ),
+            (
+                "routers = ['127.0.0.1']",
+                "agent.toml: routers[0] = \"127.0.0.1\": must be an address that other nodes reach, not loopback, link-local, multicast or unspecified",
+            ),
+            (
+                "routers = ['192.168.1.1', '192.168.1.2']",
+                "agent.toml: routers[1] = \"192.168.1.2\": is a second IPv4 router; name one per family",
+            ),
+            (
+                "routing = 'router'\ncluster_cidrs = ['10.0.0.0/8']",
+                "agent.toml: routers: routing = \"router\" needs the router's address, such as [\"192.168.1.1\"]",
+            ),
+            (
+                "routing = 'router'\nrouters = ['10.0.0.1']",
+                "agent.toml: cluster_cidrs: routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]",
+            ),
+            (
+                "\nnode = ",
+                "agent.toml: line 2: string values must be quoted, expected literal string",
+            ),
+        ];
+        for (content, expected) in table {
+            let told = agent(content).unwrap_err().to_string();
+            assert_eq!(told.replace("\"a\": no", "'a': no"), expected, "{content}");
+        }
+        let error = Config::parse_router(Path::new("router.toml"), "node = 'a'").unwrap_err();
+        let expected = "router.toml: node = \"a\": no such key; there are nodes_file";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let told = agent("mtu = 1\nbridge = '.'\nx = 1")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(told.lines().count(), 3, "{told}");
+    }
+}

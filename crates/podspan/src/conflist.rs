@@ -1,0 +1,288 @@
+//! The conflist: what the runtime and the plugin read on this node. Its text, and the file.
+//!
+//! The file is written beside its place under a suffix that no runtime loads, synced and renamed: a runtime that watches
+//! the directory sees the old file or the whole new one. A file that is not ours is never overwritten nor removed; ours is
+//! one whose first plugin is `podspan-cni`.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use podspan_cni::attachment::NetworkName;
+use podspan_kernel::{IfName, Prefix};
+use serde::Serialize;
+use serde_json::Value;
+
+/// The name of the plugin's executable.
+pub const PLUGIN: &str = "podspan-cni";
+/// What runtimes do not load: they take `.conf`, `.conflist` and `.json`.
+const DRAFT_SUFFIX: &str = "podspan.tmp";
+
+/// What is at the conflist's path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Absent,
+    /// A file of ours, with this text.
+    Ours(String),
+    /// A file of somebody else; why we think so.
+    Foreign(String),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Conflist<'a> {
+    cni_version: &'a str,
+    cni_versions: [&'a str; 2],
+    name: &'a str,
+    plugins: [Plugin<'a>; 1],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Plugin<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    bridge: &'a str,
+    is_default_gateway: bool,
+    mtu: u32,
+    ipam: Ipam,
+}
+
+#[derive(Serialize)]
+struct Ipam {
+    ranges: Vec<[Range; 1]>,
+}
+
+#[derive(Serialize)]
+struct Range {
+    subnet: String,
+}
+
+/// The conflist's text: an address of each pod CIDR for every pod.
+///
+/// # Errors
+/// None that can happen; JSON of names and numbers can always be written.
+pub fn text(
+    network: &NetworkName,
+    bridge: &IfName,
+    mtu: u32,
+    pod_cidrs: &[Prefix],
+) -> anyhow::Result<String> {
+    let ranges = pod_cidrs.iter().map(|cidr| {
+        let subnet = cidr.net().to_string();
+        [Range { subnet }]
+    });
+    let conflist = Conflist {
+        // Runtimes that do not know `cniVersions` (CNI 1.1) take the first.
+        cni_version: "1.0.0",
+        cni_versions: ["1.0.0", "1.1.0"],
+        name: network.as_str(),
+        plugins: [Plugin {
+            kind: PLUGIN,
+            bridge: bridge.as_str(),
+            is_default_gateway: true,
+            mtu,
+            ipam: Ipam {
+                ranges: ranges.collect(),
+            },
+        }],
+    };
+    Ok(serde_json::to_string_pretty(&conflist)? + "\n")
+}
+
+/// Looks at what is at `path`. What cannot be read is not ours.
+pub fn observe(path: &Path) -> Found {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Found::Absent,
+        Err(error) => return Found::Foreign(error.to_string()),
+    };
+    let Ok(value) = serde_json::from_slice::<Value>(&bytes) else {
+        return Found::Foreign("it is not JSON".to_owned());
+    };
+    match value.pointer("/plugins/0/type").and_then(Value::as_str) {
+        Some(PLUGIN) => Found::Ours(String::from_utf8_lossy(&bytes).into_owned()),
+        Some(other) => Found::Foreign(format!("its first plugin is {other}")),
+        None => Found::Foreign("it has no plugins".to_owned()),
+    }
+}
+
+/// Writes the conflist, in one step as others see it.
+///
+/// # Errors
+/// A file of somebody else is there, or what the file system answered.
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    if let Found::Foreign(why) = observe(path) {
+        bail!("write {}: {}", path.display(), foreign(&why));
+    }
+    let draft = draft_path(path);
+    let write = || -> std::io::Result<()> {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(directory)?;
+        let mut file = File::create(&draft)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&draft, path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+/// Removes the conflist and an unfinished draft of it; true when there was one of ours.
+///
+/// # Errors
+/// A file of somebody else is there, or what the file system answered.
+pub fn remove(path: &Path) -> anyhow::Result<bool> {
+    let _ = std::fs::remove_file(draft_path(path));
+    match observe(path) {
+        Found::Absent => Ok(false),
+        Found::Ours(_) => std::fs::remove_file(path)
+            .map(|()| true)
+            .with_context(|| format!("remove {}", path.display())),
+        Found::Foreign(why) => bail!("{} stays: it is not ours: {why}", path.display()),
+    }
+}
+
+/// Why a foreign file is left alone, and what to do.
+pub fn foreign(why: &str) -> String {
+    format!(
+        "a file that is not ours is there ({why}); move it away, or set conflist to another path"
+    )
+}
+
+/// The files that a runtime reads before ours: it takes the first in the order of names.
+pub fn rivals(path: &Path) -> Vec<PathBuf> {
+    let Some(entries) = path
+        .parent()
+        .and_then(|directory| directory.read_dir().ok())
+    else {
+        return Vec::new();
+    };
+    let mut rivals: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|other| is_loaded(other) && other.file_name() < path.file_name())
+        .collect();
+    rivals.sort();
+    rivals
+}
+
+fn is_loaded(path: &Path) -> bool {
+    let suffix = path.extension().unwrap_or_default();
+    ["conf", "conflist", "json"]
+        .iter()
+        .any(|loaded| suffix == *loaded)
+}
+
+fn draft_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(DRAFT_SUFFIX);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> String {
+        let cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|cidr| cidr.parse().unwrap());
+        text(
+            &"podspan".parse().unwrap(),
+            &"podspan0".parse().unwrap(),
+            1450,
+            &cidrs,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_text_is_a_conflist_for_both_families() {
+        let expected = serde_json::json!({
+            "cniVersion": "1.0.0",
+            "cniVersions": ["1.0.0", "1.1.0"],
+            "name": "podspan",
+            "plugins": [{
+                "type": "podspan-cni",
+                "bridge": "podspan0",
+                "isDefaultGateway": true,
+                "mtu": 1450,
+                "ipam": {"ranges": [
+                    [{"subnet": "10.244.1.0/24"}],
+                    [{"subnet": "fd00:10:244:1::/64"}],
+                ]},
+            }],
+        });
+        assert_eq!(serde_json::from_str::<Value>(&example()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_reader_sees_the_old_text_or_the_new_one_and_never_a_part() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("net.d/10-podspan.conflist");
+        let texts = [example(), example().replace("1450", "9000")];
+        write(&path, &texts[0]).unwrap();
+        let reader = {
+            let (path, texts) = (path.clone(), texts.clone());
+            std::thread::spawn(move || {
+                for _ in 0..2000 {
+                    let seen = std::fs::read_to_string(&path).unwrap();
+                    assert!(texts.contains(&seen), "{seen}");
+                    for entry in path.parent().unwrap().read_dir().unwrap().flatten() {
+                        let other = entry.path();
+                        assert!(other == path || !is_loaded(&other), "{other:?}");
+                    }
+                }
+            })
+        };
+        while !reader.is_finished() {
+            texts.iter().for_each(|text| write(&path, text).unwrap());
+        }
+        reader.join().unwrap();
+        assert_eq!(observe(&path), Found::Ours(texts[1].clone()));
+        assert!(remove(&path).unwrap() && !remove(&path).unwrap());
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_neither_overwritten_nor_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("10-podspan.conflist");
+        let foreign =
+            r#"{"name": "cbr0", "plugins": [{"type": "flannel"}, {"type": "podspan-cni"}]}"#;
+        for (content, why) in [
+            (foreign, "its first plugin is flannel"),
+            ("", "it is not JSON"),
+            ("{}", "it has no plugins"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = format!("{:#}", write(&path, &example()).unwrap_err());
+            let expected = format!(
+                "write {}: a file that is not ours is there ({why}); move it away, or set conflist to another path",
+                path.display()
+            );
+            assert_eq!(error, expected);
+            assert!(remove(&path).is_err());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn rivals_are_the_files_that_a_runtime_would_take_instead() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [
+            "05-old.conflist",
+            "06-old.conf",
+            "07.bak",
+            "10-podspan.conflist",
+            "20.conflist",
+        ] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let names: Vec<_> = rivals(&directory.path().join("10-podspan.conflist"))
+            .iter()
+            .map(|path| path.file_name().unwrap().to_owned())
+            .collect();
+        assert_eq!(names, ["05-old.conflist", "06-old.conf"]);
+    }
+}

@@ -1,0 +1,310 @@
+use std::path::Path;
+
+use super::*;
+use crate::registry;
+
+const NODES: &str = r#"
+    [[nodes]]
+    name = "node1"
+    addresses = ["192.168.1.11", "fd00:192:168:1::11"]
+    pod_cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"]
+    [[nodes]]
+    name = "node2"
+    addresses = ["192.168.1.12", "fd00:192:168:1::12"]
+    pod_cidrs = ["10.244.2.0/24", "fd00:10:244:2::/64"]
+    [[nodes]]
+    name = "node3"
+    addresses = ["192.168.1.13", "fd00:192:168:1::13"]
+    pod_cidrs = ["10.244.3.0/24", "fd00:10:244:3::/64"]
+"#;
+
+fn cluster(content: &str) -> Cluster {
+    registry::parse(Path::new("nodes.toml"), content).unwrap().0
+}
+
+fn node1(routing: Routing) -> Config {
+    let role = NodeRole {
+        name: "node1".to_owned(),
+        routing,
+        network: "podspan".parse().unwrap(),
+        bridge: "podspan0".parse().unwrap(),
+        mtu: None,
+        conflist: "/c/10.conflist".into(),
+    };
+    config(Role::Node(role))
+}
+
+fn config(role: Role) -> Config {
+    Config {
+        file: "agent.toml".into(),
+        nodes_file: "nodes.toml".into(),
+        role,
+    }
+}
+
+fn through(cluster_cidrs: &[&str], routers: &[&str]) -> Config {
+    node1(Routing::Router {
+        cluster_cidrs: cluster_cidrs
+            .iter()
+            .map(|cidr| cidr.parse().unwrap())
+            .collect(),
+        routers: routers.iter().map(|ip| ip.parse().unwrap()).collect(),
+    })
+}
+
+/// `eth0`, index 2, with this node's two addresses, and what is given besides: net, index, name, up.
+fn underlay(more: &[(&str, u32, &str, bool)]) -> Underlay {
+    let eth0 = [
+        ("192.168.1.11/24", 2, "eth0", true),
+        ("fd00:192:168:1::11/64", 2, "eth0", true),
+    ];
+    let subnets = eth0.iter().chain(more).map(|(net, link, name, up)| Subnet {
+        net: net.parse().unwrap(),
+        link: *link,
+        link_name: (*name).into(),
+        mtu: 1500,
+        up: *up,
+    });
+    Underlay {
+        subnets: subnets.collect(),
+    }
+}
+
+/// Routes as text with their link, and refusals as text.
+fn outcome(config: &Config, nodes: &str, underlay: &Underlay) -> (Vec<String>, Vec<String>) {
+    let (desired, refusals) = desired(config, &cluster(nodes), underlay).unwrap();
+    let routes = desired.unwrap().routes;
+    let routes = routes
+        .iter()
+        .map(|route| format!("{route} link {}", route.link.unwrap()));
+    (
+        routes.collect(),
+        refusals.iter().map(ToString::to_string).collect(),
+    )
+}
+
+#[test]
+fn direct_is_a_route_per_other_node_and_family() {
+    let (routes, refusals) = outcome(&node1(Routing::Direct), NODES, &underlay(&[]));
+    let expected = [
+        "10.244.2.0/24 via 192.168.1.12 proto 112 link 2",
+        "10.244.3.0/24 via 192.168.1.13 proto 112 link 2",
+        "fd00:10:244:2::/64 via fd00:192:168:1::12 proto 112 link 2",
+        "fd00:10:244:3::/64 via fd00:192:168:1::13 proto 112 link 2",
+    ];
+    assert_eq!(
+        (routes.as_slice(), refusals.len()),
+        (&expected.map(str::to_owned)[..], 0)
+    );
+}
+
+#[test]
+fn router_is_a_route_per_cluster_cidr() {
+    let config = through(
+        &["10.244.0.0/16", "fd00:10:244::/48"],
+        &["192.168.1.1", "fd00:192:168:1::1"],
+    );
+    let (routes, refusals) = outcome(&config, NODES, &underlay(&[]));
+    let expected = [
+        "10.244.0.0/16 via 192.168.1.1 proto 112 link 2",
+        "fd00:10:244::/48 via fd00:192:168:1::1 proto 112 link 2",
+    ];
+    assert_eq!(
+        (routes.as_slice(), refusals.len()),
+        (&expected.map(str::to_owned)[..], 0)
+    );
+}
+
+#[test]
+fn the_router_holds_a_route_to_every_node_and_sends_no_redirects() {
+    let mut underlay = underlay(&[("10.0.0.9/24", 3, "eth1", true)]);
+    for subnet in &mut underlay.subnets {
+        let host = subnet
+            .net
+            .to_string()
+            .replace("::11/", "::1/")
+            .replace(".11/", ".1/");
+        subnet.net = host.parse().unwrap();
+    }
+    let (desired, refusals) = desired(&config(Role::Router), &cluster(NODES), &underlay).unwrap();
+    let desired = desired.unwrap();
+    assert_eq!((desired.routes.len(), refusals.len()), (6, 0));
+    assert!(desired.bridge.is_none() && desired.conflist.is_none());
+    let sysctls: Vec<_> = desired.sysctls.iter().map(ToString::to_string).collect();
+    let expected = [
+        "net.ipv4.ip_forward=1",
+        "net.ipv6.conf.all.forwarding=1",
+        "net.ipv4.conf.all.send_redirects=0",
+        "net.ipv4.conf.eth0.send_redirects=0",
+    ];
+    assert_eq!(sysctls, expected);
+}
+
+#[test]
+fn the_bridge_has_the_first_host_of_each_pod_cidr_the_mac_of_the_first_and_the_uplink_s_mtu() {
+    let (desired, _) = desired(&node1(Routing::Direct), &cluster(NODES), &underlay(&[])).unwrap();
+    let desired = desired.unwrap();
+    let bridge = desired.bridge.unwrap();
+    let gateways: Vec<_> = bridge.gateways.iter().map(ToString::to_string).collect();
+    assert_eq!(gateways, ["10.244.1.1/24", "fd00:10:244:1::1/64"]);
+    assert_eq!(
+        (bridge.mac.to_string().as_str(), bridge.mtu),
+        ("0a:58:0a:f4:01:01", Some(1500))
+    );
+    assert!(desired.conflist.unwrap().text.contains("\"mtu\": 1500"));
+    let ipv4_only = NODES.replace(", \"fd00:10:244:1::/64\"", "");
+    let (desired, _) = super::desired(
+        &node1(Routing::Direct),
+        &cluster(&ipv4_only),
+        &underlay(&[]),
+    )
+    .unwrap();
+    let desired = desired.unwrap();
+    let keys = desired
+        .sysctls
+        .iter()
+        .chain(&desired.bridge.as_ref().unwrap().sysctls);
+    assert!(
+        keys.clone().all(|sysctl| !sysctl.key.contains("ipv6")),
+        "{:?}",
+        desired.sysctls
+    );
+}
+
+#[test]
+fn a_node_that_the_cluster_does_not_have_changes_nothing() {
+    let nodes = NODES.replace("\"node1\"", "\"other\"");
+    let (desired, refusals) =
+        desired(&node1(Routing::Direct), &cluster(&nodes), &underlay(&[])).unwrap();
+    assert!(desired.is_none());
+    let expected = "agent.toml: node = \"node1\": nodes.toml has no usable entry of that name; \
+                    add one, or set node to a name that is there; nothing is changed";
+    assert_eq!(refusals[0].to_string(), expected);
+}
+
+#[test]
+fn what_cannot_be_followed_is_refused_and_the_rest_goes_on() {
+    let direct = node1(Routing::Direct);
+    let cidrs = ["10.244.0.0/16", "fd00:10:244::/48"];
+    let table = [
+        (
+            "a next hop on no connected subnet",
+            direct.clone(),
+            NODES.replace("192.168.1.12", "192.168.2.12"),
+            underlay(&[]),
+            3,
+            "nodes.toml: nodes[1].addresses[0] (node2) = \"192.168.2.12\": is on no connected subnet (192.168.1.0/24); give an address there, or route through a router",
+        ),
+        (
+            "a next hop that is this machine's own address",
+            direct.clone(),
+            NODES.replace("192.168.1.12", "192.168.1.99"),
+            underlay(&[("192.168.1.99/24", 2, "eth0", true)]),
+            3,
+            "nodes.toml: nodes[1].addresses[0] (node2) = \"192.168.1.99\": is this machine's own address; give the address of that machine",
+        ),
+        (
+            "a next hop behind a link that is down",
+            direct.clone(),
+            NODES.replace("192.168.1.12", "10.0.0.12"),
+            underlay(&[("10.0.0.11/24", 3, "eth1", false)]),
+            3,
+            "nodes.toml: nodes[1].addresses[0] (node2) = \"10.0.0.12\": is reached by eth1, which is down: ip link set eth1 up",
+        ),
+        (
+            "another node's pod CIDR that collides with the underlay",
+            direct.clone(),
+            NODES.to_owned(),
+            underlay(&[("10.244.2.128/25", 3, "docker0", true)]),
+            3,
+            "nodes.toml: nodes[1].pod_cidrs[0] (node2) = \"10.244.2.0/24\": collides with 10.244.2.128/25 of docker0 on this machine; give the pods a range of their own",
+        ),
+        (
+            "the own pod CIDR that collides with the underlay",
+            direct,
+            NODES.to_owned(),
+            underlay(&[("10.244.1.5/24", 3, "docker0", true)]),
+            4,
+            "nodes.toml: nodes[0].pod_cidrs[0] (node1) = \"10.244.1.0/24\": collides with 10.244.1.0/24 of docker0 on this machine; give the pods a range of their own",
+        ),
+        (
+            "no router of the family",
+            through(&cidrs, &["192.168.1.1"]),
+            NODES.to_owned(),
+            underlay(&[]),
+            1,
+            "agent.toml: cluster_cidrs[1] = \"fd00:10:244::/48\": routers has no address of this family; add one",
+        ),
+        (
+            "a router on no connected subnet",
+            through(&cidrs, &["203.0.113.1", "fd00:192:168:1::1"]),
+            NODES.to_owned(),
+            underlay(&[]),
+            1,
+            "agent.toml: routers[0] = \"203.0.113.1\": is on no connected subnet (192.168.1.0/24); give an address there, or route through a router",
+        ),
+        (
+            "a pod CIDR outside of the cluster CIDRs",
+            through(&cidrs, &["192.168.1.1", "fd00:192:168:1::1"]),
+            NODES.replace("10.244.3.0", "10.245.3.0"),
+            underlay(&[]),
+            2,
+            "nodes.toml: nodes[2].pod_cidrs[0] (node3) = \"10.245.3.0/24\": lies in none of the cluster_cidrs of agent.toml; widen them, or give the node another",
+        ),
+    ];
+    for (what, config, nodes, underlay, routes, expected) in table {
+        let (made, refusals) = outcome(&config, &nodes, &underlay);
+        assert_eq!(
+            (refusals, made.len()),
+            (vec![expected.to_owned()], routes),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn without_an_mtu_there_is_no_conflist_yet() {
+    let nodes = NODES
+        .replace("192.168.1.11", "192.168.1.10")
+        .replace("1::11", "1::10");
+    let (desired, refusals) =
+        desired(&node1(Routing::Direct), &cluster(&nodes), &underlay(&[])).unwrap();
+    let desired = desired.unwrap();
+    assert!(desired.conflist.is_none() && desired.bridge.unwrap().mtu.is_none());
+    assert_eq!(desired.routes.len(), 4);
+    let expected = "nodes.toml: nodes[0].addresses[0] (node1) = \"192.168.1.10\": no link of this node has it, \
+                    so the MTU is not known; correct it, or set mtu in agent.toml";
+    assert_eq!(refusals[0].to_string(), expected);
+}
+
+#[test]
+fn what_runs_for_a_refused_entry_is_kept() {
+    let twin = "[[nodes]]\nname = 'twin'\naddresses = ['192.168.1.12', 'fd00:192:168:1::14']\n\
+                pod_cidrs = ['10.244.9.0/24']";
+    let (desired, _) = desired(
+        &node1(Routing::Direct),
+        &cluster(&format!("{NODES}{twin}")),
+        &underlay(&[]),
+    )
+    .unwrap();
+    let kept = desired.unwrap().kept;
+    let route = |dst: &str, next_hop: &str| Route {
+        dst: dst.parse().unwrap(),
+        next_hop: Some(next_hop.parse().unwrap()),
+        link: Some(2),
+        protocol: RouteProtocol::PODSPAN,
+        options: RouteOptions::default(),
+    };
+    assert!(
+        kept.has_route(&route("10.244.9.0/24", "192.168.1.77")),
+        "its pod CIDR"
+    );
+    assert!(
+        kept.has_route(&route("fd00:77::/64", "fd00:192:168:1::14")),
+        "its own address"
+    );
+    assert!(
+        !kept.has_route(&route("10.244.77.0/24", "192.168.1.12")),
+        "another node's address"
+    );
+}

@@ -1,0 +1,41 @@
+//! One look: what is observed, what is desired, and the difference. Shared by the agent, `plan` and `status`.
+
+use podspan_kernel::Netlink;
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::desired::{Desired, desired};
+use crate::observe::{Observed, observe, observe_links};
+use crate::plan::{Plan, plan};
+
+/// What a look found.
+#[derive(Debug)]
+pub struct Look {
+    /// What should be and what is; none when the cluster does not have this node, and then nothing is to be changed.
+    pub both: Option<(Desired, Observed)>,
+    /// The difference, and all refusals.
+    pub plan: Plan,
+}
+
+/// Looks at the machine.
+///
+/// # Errors
+/// What the kernel or the file system answered.
+pub fn look(netlink: &mut Netlink, config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
+    let links = observe_links(netlink, config)?;
+    let (desired, refusals) = desired(config, cluster, &links.underlay)?;
+    let Some(desired) = desired else {
+        let plan = Plan {
+            refusals,
+            ..Plan::default()
+        };
+        return Ok(Look { both: None, plan });
+    };
+    let observed = observe(netlink, config, &desired, links)?;
+    let mut plan = plan(&desired, &observed);
+    plan.refusals.splice(0..0, refusals);
+    Ok(Look {
+        both: Some((desired, observed)),
+        plan,
+    })
+}

@@ -1,0 +1,182 @@
+//! What the kernel and the file system say of this machine: what bears our mark, and what our marks stand on.
+//!
+//! Nothing is changed here. First the links, from which follows what is desired; then the rest.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use podspan_cni::attachment::{BRIDGE_ALIAS, MARK, NetworkName};
+use podspan_kernel::{Address, IfName, Link, Mac, Netlink, Route, RouteProtocol, sysctl};
+
+use crate::config::{Config, Role};
+use crate::conflist;
+use crate::desired::{Desired, Subnet, Underlay};
+
+/// Where the plugin keeps the allocations: a directory per network, a file per address.
+pub const IPAM: &str = "/run/podspan/ipam";
+
+/// The machine's links.
+#[derive(Debug, Clone, Default)]
+pub struct Links {
+    /// Those that are not ours, with their addresses.
+    pub underlay: Underlay,
+    /// The link that has the bridge's name, whosever it is.
+    pub bridge: Option<ObservedBridge>,
+    /// The name of each.
+    pub names: BTreeMap<u32, Arc<str>>,
+}
+
+/// A link that has the bridge's name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedBridge {
+    /// `bridge`, or what it is instead.
+    pub kind: Option<String>,
+    /// Its alias.
+    pub alias: Option<String>,
+    /// Its MAC address.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Its global addresses.
+    pub addresses: Vec<IpNet>,
+}
+
+/// What this machine is.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The name of each link.
+    pub links: BTreeMap<u32, Arc<str>>,
+    /// The link that has the bridge's name.
+    pub bridge: Option<ObservedBridge>,
+    /// The routes with our protocol number.
+    pub routes: Vec<Route>,
+    /// The values of the kernel parameters that matter; one that cannot be read is missing.
+    pub sysctls: BTreeMap<String, String>,
+    /// The addresses that pods of this network have.
+    pub allocations: Vec<IpAddr>,
+    /// What is at the conflist's path.
+    pub conflist: conflist::Found,
+}
+
+impl ObservedBridge {
+    /// Ours by its mark, or left by a kill between its making and its marking: the MAC address that we derive, no alias.
+    pub fn is_ours(&self, mac: Mac) -> bool {
+        let unmarked = self.alias.is_none() && self.mac == Some(mac);
+        self.is_bridge() && (self.alias.as_deref() == Some(BRIDGE_ALIAS) || unmarked)
+    }
+
+    /// True when it is a bridge at all.
+    pub fn is_bridge(&self) -> bool {
+        self.kind.as_deref() == Some("bridge")
+    }
+}
+
+/// Looks at the links.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn observe_links(netlink: &mut Netlink, config: &Config) -> anyhow::Result<Links> {
+    let bridge_name = match &config.role {
+        Role::Node(role) => Some(&role.bridge),
+        Role::Router => None,
+    };
+    Ok(sort_links(
+        bridge_name,
+        netlink.list_links()?,
+        &netlink.list_addresses()?,
+    ))
+}
+
+/// Tells what is ours from what is the underlay.
+fn sort_links(bridge_name: Option<&IfName>, links: Vec<Link>, addresses: &[Address]) -> Links {
+    let mut sorted = Links::default();
+    let mut nets: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
+    for address in addresses.iter().filter(|address| address.global) {
+        nets.entry(address.link).or_default().push(address.net);
+    }
+    for link in links {
+        let name: Arc<str> = link.name.as_str().into();
+        sorted.names.insert(link.index, Arc::clone(&name));
+        let nets = nets.remove(&link.index).unwrap_or_default();
+        if bridge_name.is_some_and(|bridge| bridge.as_str() == link.name) {
+            sorted.bridge = Some(ObservedBridge {
+                kind: link.kind,
+                alias: link.alias,
+                mac: link.mac,
+                mtu: link.mtu,
+                up: link.up,
+                addresses: nets,
+            });
+        } else if !link.alias.is_some_and(|alias| alias.starts_with(MARK)) {
+            sorted
+                .underlay
+                .subnets
+                .extend(nets.into_iter().map(|net| Subnet {
+                    net,
+                    link: link.index,
+                    link_name: Arc::clone(&name),
+                    mtu: link.mtu,
+                    up: link.up,
+                }));
+        }
+    }
+    sorted
+}
+
+/// Looks at everything else that `desired` is about.
+///
+/// # Errors
+/// What the kernel or the file system answered.
+pub fn observe(
+    netlink: &mut Netlink,
+    config: &Config,
+    desired: &Desired,
+    links: Links,
+) -> anyhow::Result<Observed> {
+    let allocations = match &config.role {
+        Role::Node(role) => list_allocations(Path::new(IPAM), &role.network)?,
+        Role::Router => Vec::new(),
+    };
+    let of_bridge = desired.bridge.iter().flat_map(|bridge| &bridge.sysctls);
+    let mut sysctls = BTreeMap::new();
+    for wanted in desired.sysctls.iter().chain(of_bridge) {
+        if let Ok(value) = sysctl::read(&wanted.key) {
+            sysctls.insert(wanted.key.clone(), value);
+        }
+    }
+    let conflist = match &desired.conflist {
+        Some(file) => conflist::observe(&file.path),
+        None => conflist::Found::Absent,
+    };
+    Ok(Observed {
+        links: links.names,
+        bridge: links.bridge,
+        routes: netlink.list_routes(RouteProtocol::PODSPAN)?,
+        sysctls,
+        allocations,
+        conflist,
+    })
+}
+
+/// The addresses that pods of the network have: the names of the files in its directory under `ipam`.
+///
+/// # Errors
+/// A directory that is there and cannot be read.
+pub fn list_allocations(ipam: &Path, network: &NetworkName) -> anyhow::Result<Vec<IpAddr>> {
+    let directory = ipam.join(network.as_str());
+    let entries = match directory.read_dir() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            let text = format!("list allocations in {}: {error}", directory.display());
+            return Err(anyhow::Error::msg(text));
+        }
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter_map(|name| name.parse().ok()).collect())
+}

@@ -1,0 +1,339 @@
+//! The difference between what should be and what is: a list of changes, empty when all is right. Pure.
+//!
+//! Only what bears our mark is ever named in a change, with one exception: a bridge of somebody else that the operator
+//! configured is used, which is to say that it gets the gateways' addresses and nothing more. What is new or to be replaced
+//! comes before what is to be removed, and the conflist, which invites the runtime, comes last.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use podspan_cni::attachment::BRIDGE_ALIAS;
+use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
+
+use crate::conflist::{self, Found};
+use crate::desired::{Bridge, Desired, Sysctl};
+use crate::observe::{Observed, ObservedBridge};
+use crate::refusal::{Key, Refusal, Setting};
+
+/// What is to be done, and what stands in the way.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// In their order.
+    pub changes: Vec<Change>,
+    /// Things of somebody else where ours should be.
+    pub refusals: Vec<Refusal>,
+}
+
+/// One step, printed as the command that a person would type.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Set a kernel parameter.
+    SetSysctl(Sysctl),
+    /// Make the bridge.
+    AddBridge {
+        /// Its name.
+        name: IfName,
+        /// Its MAC address.
+        mac: Mac,
+    },
+    /// Correct the bridge.
+    SetBridge {
+        /// Its name.
+        name: IfName,
+        /// What is wrong about it.
+        change: LinkChange<'static>,
+    },
+    /// Give the bridge a gateway's address.
+    AddAddress {
+        /// The bridge.
+        link: IfName,
+        /// The address.
+        net: IpNet,
+    },
+    /// Take a stale gateway's address from the bridge.
+    RemoveAddress {
+        /// The bridge.
+        link: IfName,
+        /// The address.
+        net: IpNet,
+    },
+    /// Add a route.
+    AddRoute(NamedRoute),
+    /// Put a route in the place of ours with the same destination.
+    ReplaceRoute(NamedRoute),
+    /// Remove a route.
+    RemoveRoute(NamedRoute),
+    /// Write the conflist.
+    WriteConflist {
+        /// Where.
+        path: PathBuf,
+        /// Its text.
+        text: String,
+    },
+}
+
+/// A route, and the name of its link to print.
+#[derive(Debug, Clone)]
+pub struct NamedRoute {
+    /// The route.
+    pub route: Route,
+    /// Its link's name, where the link is known.
+    pub link_name: Option<Arc<str>>,
+}
+
+impl Change {
+    /// True for what a pod's start depends on: after a failure of it the conflist is not written.
+    pub fn is_for_pods(&self) -> bool {
+        matches!(
+            self,
+            Self::SetSysctl(_)
+                | Self::AddBridge { .. }
+                | Self::SetBridge { .. }
+                | Self::AddAddress { .. }
+        )
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetSysctl(sysctl) => write!(f, "sysctl -w {sysctl}"),
+            Self::AddBridge { name, mac } => {
+                write!(f, "ip link add {name} up address {mac} type bridge")
+            }
+            Self::SetBridge { name, change } => write!(f, "ip link set {name}{change}"),
+            Self::AddAddress { link, net } => {
+                let nodad = if net.addr().is_ipv6() { " nodad" } else { "" };
+                write!(f, "ip address add {net} dev {link}{nodad}")
+            }
+            Self::RemoveAddress { link, net } => write!(f, "ip address del {net} dev {link}"),
+            Self::AddRoute(route) => write!(f, "ip route add {route}"),
+            Self::ReplaceRoute(route) => write!(f, "ip route replace {route}"),
+            Self::RemoveRoute(route) => write!(f, "ip route del {route}"),
+            Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for NamedRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.route)?;
+        match &self.link_name {
+            Some(name) => write!(f, " dev {name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Sysctl {
+    /// As `sysctl` takes it: with dots, unless a link's name has one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value } = self;
+        if key.contains('.') {
+            write!(f, "{key}={value}")
+        } else {
+            write!(f, "{}={value}", key.replace('/', "."))
+        }
+    }
+}
+
+/// What makes `observed` be as `desired`.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let mut draft = Draft {
+        desired,
+        observed,
+        plan: Plan::default(),
+        removals: Vec::new(),
+    };
+    draft.sysctls(&desired.sysctls);
+    if let Some(bridge) = &desired.bridge {
+        draft.bridge(bridge);
+    }
+    draft.routes();
+    draft.plan.changes.append(&mut draft.removals);
+    draft.conflist();
+    draft.plan
+}
+
+struct Draft<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    plan: Plan,
+    removals: Vec<Change>,
+}
+
+impl Draft<'_> {
+    fn push(&mut self, change: Change) {
+        self.plan.changes.push(change);
+    }
+
+    fn sysctls(&mut self, wanted: &[Sysctl]) {
+        for sysctl in wanted {
+            if self.observed.sysctls.get(&sysctl.key).map(String::as_str) != Some(sysctl.value) {
+                self.push(Change::SetSysctl(sysctl.clone()));
+            }
+        }
+    }
+
+    fn bridge(&mut self, bridge: &Bridge) {
+        let name = &bridge.name;
+        match &self.observed.bridge {
+            None => {
+                self.push(Change::AddBridge {
+                    name: name.clone(),
+                    mac: bridge.mac,
+                });
+                let change = LinkChange {
+                    alias: Some(BRIDGE_ALIAS),
+                    mtu: bridge.mtu,
+                    ..LinkChange::default()
+                };
+                self.push(Change::SetBridge {
+                    name: name.clone(),
+                    change,
+                });
+                self.sysctls(&bridge.sysctls);
+                self.addresses(bridge, &[]);
+            }
+            Some(seen) if !seen.is_bridge() => {
+                let kind = seen.kind.as_deref().unwrap_or("physical device");
+                let fix = format!(
+                    "a {kind} has this name; name a bridge, or a link that does not exist yet"
+                );
+                self.refuse(Key::Plain("bridge"), name.as_str(), fix);
+            }
+            Some(seen) if seen.is_ours(bridge.mac) => {
+                self.correct(bridge, seen);
+                self.sysctls(&bridge.sysctls);
+                self.addresses(bridge, &seen.addresses);
+                self.stale_addresses(bridge, seen);
+            }
+            Some(seen) => self.addresses(bridge, &seen.addresses),
+        }
+    }
+
+    /// Corrects our own bridge where it is wrong.
+    fn correct(&mut self, bridge: &Bridge, seen: &ObservedBridge) {
+        let change = LinkChange {
+            up: !seen.up,
+            alias: (seen.alias.as_deref() != Some(BRIDGE_ALIAS)).then_some(BRIDGE_ALIAS),
+            mtu: bridge.mtu.filter(|mtu| *mtu != seen.mtu),
+            mac: Some(bridge.mac).filter(|_| !self.is_mac_right(bridge, seen)),
+            ..LinkChange::default()
+        };
+        if change.up || change.alias.is_some() || change.mtu.is_some() || change.mac.is_some() {
+            let name = bridge.name.clone();
+            self.push(Change::SetBridge { name, change });
+        }
+    }
+
+    /// The MAC address of an earlier gateway stays while there are pods, which know it; somebody else's does not.
+    fn is_mac_right(&self, bridge: &Bridge, seen: &ObservedBridge) -> bool {
+        let derived = matches!(seen.mac, Some(Mac([0x0a, 0x58 | 0x59, ..])));
+        seen.mac == Some(bridge.mac) || derived && !self.observed.allocations.is_empty()
+    }
+
+    fn addresses(&mut self, bridge: &Bridge, seen: &[IpNet]) {
+        for net in bridge.gateways.iter().filter(|net| !seen.contains(net)) {
+            let link = bridge.name.clone();
+            self.push(Change::AddAddress { link, net: *net });
+        }
+    }
+
+    /// A gateway of an earlier pod CIDR goes when no pod of that CIDR is left.
+    fn stale_addresses(&mut self, bridge: &Bridge, seen: &ObservedBridge) {
+        for net in &seen.addresses {
+            let in_use = self.observed.allocations.iter().any(|ip| net.contains(ip));
+            if !in_use && !bridge.gateways.contains(net) && !self.desired.kept.has_gateway(*net) {
+                let link = bridge.name.clone();
+                self.removals
+                    .push(Change::RemoveAddress { link, net: *net });
+            }
+        }
+    }
+
+    /// Over the union of both sides, by what the kernel takes for the same route.
+    fn routes(&mut self) {
+        let mut seen: BTreeMap<RouteKey, Vec<&Route>> = BTreeMap::new();
+        for route in &self.observed.routes {
+            seen.entry(key(route)).or_default().push(route);
+        }
+        for wanted in &self.desired.routes {
+            let there = seen.remove(&key(wanted)).unwrap_or_default();
+            match there.as_slice() {
+                [] => self.push(Change::AddRoute(self.named(wanted))),
+                there if there.contains(&wanted) => {
+                    self.remove(there.iter().filter(|r| **r != wanted))
+                }
+                [_, others @ ..] => {
+                    self.push(Change::ReplaceRoute(self.named(wanted)));
+                    self.remove(others.iter());
+                }
+            }
+        }
+        let left = seen.values().flatten();
+        self.remove(left.filter(|route| !self.desired.kept.has_route(route)));
+    }
+
+    fn remove<'r>(&mut self, routes: impl Iterator<Item = &'r &'r Route>) {
+        for route in routes {
+            self.removals.push(Change::RemoveRoute(self.named(route)));
+        }
+    }
+
+    fn named(&self, route: &Route) -> NamedRoute {
+        NamedRoute {
+            route: route.clone(),
+            link_name: route
+                .link
+                .and_then(|link| self.observed.links.get(&link).cloned()),
+        }
+    }
+
+    fn conflist(&mut self) {
+        let Some(wanted) = &self.desired.conflist else {
+            return;
+        };
+        if self.desired.bridge.is_none() || self.is_bridge_taken() {
+            return;
+        }
+        match &self.observed.conflist {
+            Found::Ours(text) if *text == wanted.text => {}
+            Found::Foreign(why) => {
+                let value = wanted.path.to_string_lossy();
+                self.refuse(Key::Plain("conflist"), &value, conflist::foreign(why));
+            }
+            Found::Ours(_) | Found::Absent => self.push(Change::WriteConflist {
+                path: wanted.path.clone(),
+                text: wanted.text.clone(),
+            }),
+        }
+    }
+
+    fn is_bridge_taken(&self) -> bool {
+        self.observed
+            .bridge
+            .as_ref()
+            .is_some_and(|seen| !seen.is_bridge())
+    }
+
+    fn refuse(&mut self, key: Key<'_>, value: &str, fix: String) {
+        let file = &self.desired.config_file;
+        self.plan
+            .refusals
+            .push(Setting { value, file, key }.refuse(fix));
+    }
+}
+
+/// What makes two routes one for the kernel: IPv4 and IPv6 alike, with one exception (routes *appended* by hand).
+type RouteKey = (Prefix, Option<u32>, Option<u32>);
+
+fn key(route: &Route) -> RouteKey {
+    (route.dst, route.options.metric, route.options.table)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+//! `podspan status` and `podspan plan`: is this machine right, and what would be changed. Both only look.
+//!
+//! Each line that is wrong ends with what mends it. The agent mends most of it by itself; what it cannot mend is what an
+//! operator reads here for.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use podspan_kernel::Netlink;
+use serde::Serialize;
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::conflist;
+use crate::desired::Desired;
+use crate::look::{Look, look};
+use crate::observe::Observed;
+use crate::output::{Output, columns, exit_code};
+use crate::plan::{Change, Plan};
+use crate::registry::Registry;
+
+/// Whether this machine is right, thing by thing.
+#[derive(Debug, Default, Serialize)]
+pub struct Status {
+    /// True when every line is.
+    pub right: bool,
+    /// In the order of a person's questions.
+    pub lines: Vec<Line>,
+}
+
+/// One thing.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    /// True when it is as it should be.
+    pub right: bool,
+    /// What it is.
+    pub what: String,
+    /// What would mend it: a command where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+/// What would be changed.
+#[derive(Debug, Default, Serialize)]
+pub struct Pending {
+    /// As commands that a person would type.
+    pub changes: Vec<String>,
+    /// What is not followed, and why.
+    pub refusals: Vec<String>,
+}
+
+/// Prints whether this machine is right; the exit status says it too.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn print_status(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
+    let status = status(config)?;
+    output.print(&status, Status::to_text)?;
+    Ok(exit_code(status.right))
+}
+
+/// Prints what the agent would change; the exit status says whether there is anything.
+///
+/// # Errors
+/// A nodes file that is not usable, or what the kernel answered.
+pub fn print_plan(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
+    let pending = pending(config)?;
+    output.print(&pending, Pending::to_text)?;
+    Ok(exit_code(pending.changes.is_empty()))
+}
+
+/// Looks at this machine as the agent does, and describes it.
+fn status(config: &Config) -> anyhow::Result<Status> {
+    let mut status = Status::default();
+    let mut registry = Registry::new(&config.nodes_file);
+    registry.look();
+    match registry.problem() {
+        None => {}
+        Some(problem) => status.wrong(problem, format!("write {}", config.nodes_file.display())),
+    }
+    if let Some(cluster) = registry.cluster() {
+        let nodes = cluster.nodes.len();
+        status.right(format!(
+            "nodes file {}: {nodes} nodes",
+            config.nodes_file.display()
+        ));
+        for refusal in registry.refusals() {
+            status.wrong(refusal.to_string(), None);
+        }
+        let look = look(&mut Netlink::open()?, config, cluster)?;
+        status.describe(&look, cluster);
+    }
+    status.right = status.lines.iter().all(|line| line.right);
+    Ok(status)
+}
+
+/// What the agent would change now.
+fn pending(config: &Config) -> anyhow::Result<Pending> {
+    let mut registry = Registry::new(&config.nodes_file);
+    registry.look();
+    let Some(cluster) = registry.cluster() else {
+        anyhow::bail!("{}", registry.problem().unwrap_or_default());
+    };
+    let Plan { changes, refusals } = look(&mut Netlink::open()?, config, cluster)?.plan;
+    let refused = registry.refusals().iter().chain(&refusals);
+    Ok(Pending {
+        changes: changes.iter().map(Change::to_string).collect(),
+        refusals: refused.map(ToString::to_string).collect(),
+    })
+}
+
+impl Status {
+    fn right(&mut self, what: impl Into<String>) {
+        self.lines.push(Line {
+            right: true,
+            what: what.into(),
+            mend: None,
+        });
+    }
+
+    fn wrong(&mut self, what: impl Into<String>, mend: impl Into<Option<String>>) {
+        self.lines.push(Line {
+            right: false,
+            what: what.into(),
+            mend: mend.into(),
+        });
+    }
+
+    fn describe(&mut self, look: &Look, cluster: &Cluster) {
+        for refusal in &look.plan.refusals {
+            self.wrong(refusal.to_string(), None);
+        }
+        let Some((desired, observed)) = &look.both else {
+            return;
+        };
+        let changes = &look.plan.changes;
+        let is_bridge = |change: &Change| {
+            change.is_for_pods() || matches!(change, Change::RemoveAddress { .. })
+        };
+        if desired.bridge.is_some() && !changes.iter().any(is_bridge) {
+            self.right(describe_bridge(desired, observed));
+        }
+        let is_route =
+            |change: &&Change| matches!(change, Change::AddRoute(_) | Change::ReplaceRoute(_));
+        let missing = changes.iter().filter(is_route).count();
+        let wanted = desired.routes.len();
+        if missing == 0 {
+            let nodes = cluster.nodes.len();
+            self.right(format!("{wanted} routes for {nodes} nodes are there"));
+        }
+        for change in changes {
+            self.wrong(describe_change(change, observed), change.to_string());
+        }
+        if let Some(file) = &desired.conflist {
+            self.describe_conflist(&file.path, observed);
+        }
+    }
+
+    fn describe_conflist(&mut self, path: &Path, observed: &Observed) {
+        if let conflist::Found::Ours(_) = observed.conflist {
+            self.right(format!("conflist {}", path.display()));
+        }
+        for rival in conflist::rivals(path) {
+            let rival = rival.display();
+            let what = format!(
+                "{rival} comes before {}: a runtime takes it instead of ours",
+                path.display()
+            );
+            self.wrong(what, format!("mv {rival} {rival}.disabled"));
+        }
+    }
+
+    /// For people: a line each, the wrong ones with what mends them.
+    fn to_text(&self) -> String {
+        let rows = self.lines.iter().map(|line| {
+            let word = if line.right { "right" } else { "WRONG" };
+            let text = match &line.mend {
+                Some(mend) => format!("{}; to mend it: {mend}", line.what),
+                None => line.what.clone(),
+            };
+            vec![word.to_owned(), text]
+        });
+        columns(&rows.collect::<Vec<_>>())
+    }
+}
+
+impl Pending {
+    /// For people: the commands, and behind them what is refused.
+    fn to_text(&self) -> String {
+        let refusals = self
+            .refusals
+            .iter()
+            .map(|refusal| format!("# refused: {refusal}\n"));
+        let changes = self.changes.iter().map(|change| format!("{change}\n"));
+        changes.chain(refusals).collect()
+    }
+}
+
+fn describe_bridge(desired: &Desired, observed: &Observed) -> String {
+    let Some(bridge) = &desired.bridge else {
+        return String::new();
+    };
+    let addresses: Vec<_> = bridge.gateways.iter().map(ToString::to_string).collect();
+    let foreign = observed
+        .bridge
+        .as_ref()
+        .is_some_and(|seen| !seen.is_ours(bridge.mac));
+    let whose = if foreign {
+        ", somebody else's, used as it is"
+    } else {
+        ""
+    };
+    format!(
+        "bridge {} with {}{whose}",
+        bridge.name,
+        addresses.join(" and ")
+    )
+}
+
+fn describe_change(change: &Change, observed: &Observed) -> String {
+    match change {
+        Change::SetSysctl(wanted) => {
+            let seen = observed
+                .sysctls
+                .get(&wanted.key)
+                .map_or("missing", String::as_str);
+            format!("sysctl {} is {seen}, not {}", wanted.key, wanted.value)
+        }
+        Change::AddBridge { name, .. } => format!("bridge {name} is missing"),
+        Change::SetBridge { name, change } => format!("bridge {name} is not{change}"),
+        Change::AddAddress { link, net } => format!("bridge {link} lacks the gateway {net}"),
+        Change::RemoveAddress { link, net } => format!("bridge {link} has the stale gateway {net}"),
+        Change::AddRoute(route) => format!("route {route} is missing"),
+        Change::ReplaceRoute(route) => format!("route {route} leads elsewhere"),
+        Change::RemoveRoute(route) => format!("route {route} is left over"),
+        Change::WriteConflist { path, .. } => {
+            format!("conflist {} is missing or outdated", path.display())
+        }
+    }
+}
