@@ -29,7 +29,9 @@ test: debian-packages build
 	$(ISOLATED) $(CARGO) test --locked --workspace --all-features
 
 lab: debian-packages-lab build
-	@bin/podspan lab up -v && { bin/podspan lab check; status=$$?; bin/podspan lab draw; bin/podspan lab down; exit $$status; }
+	@for routing in direct router; do \
+	  bin/podspan lab up --routing $$routing && bin/podspan lab check; status=$$?; \
+	  bin/podspan lab down; [ $$status -eq 0 ] || exit $$status; done
 
 bench: debian-packages-bench build
 	$(CARGO) bench --locked -p podspan-cni --bench plugin
