@@ -58,13 +58,19 @@ impl AddressSource {
     ///
     /// # Errors
     /// [`Error::Ipam`] with [`Duplicate`](crate::ipam::IpamError::Duplicate) when it has some already; what else failed.
-    pub fn take(&self, network: &NetworkName, id: &AttachmentId) -> Result<Addresses, Error> {
+    pub fn take(
+        &self,
+        network: &NetworkName,
+        id: &AttachmentId,
+        wanted: &[IpAddr],
+    ) -> Result<Addresses, Error> {
         match self {
             Self::None => Ok(Addresses::default()),
             Self::Own(config) => {
                 // Before anything is taken: the file may not be there.
                 let dns = resolv_conf(config)?;
-                let allocations = Ipam::open(config, network, &boot_id()?)?.allocate(id)?;
+                let allocations =
+                    Ipam::open(config, network, &boot_id()?)?.allocate_wanted(id, wanted)?;
                 let list = allocations.into_iter().map(|allocation| PodAddress {
                     net: allocation.address,
                     gateway: Some(allocation.gateway),

@@ -38,7 +38,10 @@ pub fn attach(
     let pod_netns = open_pod_netns(request)?;
     require_new(host, conf, request)?;
 
-    let addresses = match conf.addresses.take(&conf.network, &request.attachment) {
+    let addresses = match conf
+        .addresses
+        .take(&conf.network, &request.attachment, &conf.wanted_ips)
+    {
         // Somebody has the record; nothing of it is ours to undo.
         Err(Error::Ipam(error @ IpamError::Duplicate { .. })) => return Err(error.into()),
         outcome => outcome,
@@ -163,8 +166,23 @@ impl NewAttachment<'_> {
     fn configure_pod(&self, routes: &[Route]) -> Result<(), Error> {
         let ifname = &self.request.attachment.ifname;
         self.set_ipv6_sysctls()?;
+        if self.conf.wanted_mac.is_some() {
+            // The address may have been another's with another MAC address: neighbours hear of it (`arp_notify`).
+            sysctl::write(&format!("net/ipv4/conf/{ifname}/arp_notify"), "1")?;
+        }
         let mut pod = Netlink::open()?;
         let index = pod.link(ifname)?.index;
+        // IPv4 addresses first, so that a MAC address that was asked for is announced when the link comes up. IPv6 ones
+        // need a link that is up to be usable when the call returns.
+        let (ipv4, ipv6): (Vec<_>, Vec<_>) = self
+            .addresses
+            .list
+            .iter()
+            .map(|address| address.net)
+            .partition(|net| net.addr().is_ipv4());
+        for net in ipv4 {
+            pod.ensure_address(index, net)?;
+        }
         pod.set_link(
             index,
             LinkChange {
@@ -172,8 +190,8 @@ impl NewAttachment<'_> {
                 ..LinkChange::default()
             },
         )?;
-        for address in &self.addresses.list {
-            pod.ensure_address(index, address.net)?;
+        for net in ipv6 {
+            pod.ensure_address(index, net)?;
         }
         for route in routes {
             pod.add_route(&Route {
@@ -243,8 +261,11 @@ impl NewAttachment<'_> {
         routes
     }
 
-    /// That of the first address, IPv4 before IPv6: an address that is given out again meets no stale neighbour entry.
+    /// The one that was asked for, or that of the first address, IPv4 before IPv6: an address that is given out again meets no stale neighbour entry.
     fn pod_mac(&self) -> Mac {
+        if let Some(mac) = self.conf.wanted_mac {
+            return mac;
+        }
         let addresses = || self.addresses.list.iter().map(|address| address.net.addr());
         let first = addresses()
             .find(|ip| ip.is_ipv4())

@@ -62,7 +62,8 @@ impl Error {
             Self::Unavailable(_) => 50,
             Self::Kernel(_) => 100,
             Self::Ipam(error) => match error {
-                IpamError::Exhausted { .. } => 101,
+                IpamError::Exhausted { .. } | IpamError::Taken { .. } => 101,
+                IpamError::Unserved { .. } => 7,
                 IpamError::Duplicate { .. } => 102,
                 IpamError::Contended { .. } => 11,
                 _ => 104,

@@ -75,7 +75,19 @@ impl Ipam {
     /// # Errors
     /// See [`Store::allocate`].
     pub fn allocate(&self, id: &AttachmentId) -> Result<Vec<Allocation>, IpamError> {
-        let addresses = self.store.allocate(&self.range_sets, id)?;
+        self.allocate_wanted(id, &[])
+    }
+
+    /// The same, with the wanted addresses from the sets that hold them.
+    ///
+    /// # Errors
+    /// See [`Store::allocate`].
+    pub fn allocate_wanted(
+        &self,
+        id: &AttachmentId,
+        wanted: &[IpAddr],
+    ) -> Result<Vec<Allocation>, IpamError> {
+        let addresses = self.store.allocate(&self.range_sets, id, wanted)?;
         let allocation = |(ip, set): (IpAddr, &RangeSet)| {
             let range = set.range_of(ip)?;
             let address = IpNet::new(ip, range.subnet.length()).ok()?;

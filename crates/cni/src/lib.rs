@@ -15,5 +15,6 @@ pub mod ipam;
 pub mod netconf;
 pub mod plugin;
 pub mod request;
+pub mod requested;
 pub mod result;
 pub mod version;

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::net::IpAddr;
 
-use podspan_kernel::IfName;
+use podspan_kernel::{IfName, Mac};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -16,6 +17,7 @@ use crate::attachment::{AttachmentId, NetworkName};
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
+use crate::requested::Requested;
 use crate::result::CniResult;
 use crate::version::Version;
 
@@ -31,7 +33,16 @@ pub struct Input {
     pub network: NetworkName,
     keys: Map<String, Value>,
     bytes: Vec<u8>,
-    cni_path: Option<OsString>,
+    surroundings: Surroundings,
+}
+
+/// What the environment says besides the request.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// `CNI_PATH`: where the plugins are that this one may delegate to.
+    pub cni_path: Option<OsString>,
+    /// `CNI_ARGS`: what is asked for this one pod.
+    pub cni_args: Option<String>,
 }
 
 /// A configuration, checked.
@@ -49,6 +60,10 @@ pub struct NetConf {
     pub hairpin: bool,
     /// Where the pods' addresses come from.
     pub addresses: AddressSource,
+    /// The addresses that were asked for.
+    pub wanted_ips: Vec<IpAddr>,
+    /// The MAC address that was asked for.
+    pub wanted_mac: Option<Mac>,
     /// What the result says of DNS, before what comes with the addresses.
     pub dns: Dns,
 }
@@ -99,11 +114,11 @@ const MTU_MIN_IPV4: u32 = 68;
 const MTU_MAX: u32 = 65535;
 
 impl Input {
-    /// Reads what every command needs; `cni_path` is where the plugins are that this one may delegate to.
+    /// Reads what every command needs.
     ///
     /// # Errors
     /// [`Error::Decode`] when it is no JSON object, [`Error::Version`], [`Error::Config`] for the name.
-    pub fn parse(bytes: &[u8], cni_path: Option<OsString>) -> Result<Self, Error> {
+    pub fn parse(bytes: &[u8], surroundings: Surroundings) -> Result<Self, Error> {
         let keys: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
             Error::Decode(format!(
                 "the network configuration is no JSON object: {error}"
@@ -134,7 +149,7 @@ impl Input {
             network,
             keys,
             bytes: bytes.to_vec(),
-            cni_path,
+            surroundings,
         })
     }
 
@@ -151,10 +166,19 @@ impl Input {
     }
 
     fn delegate(&self, name: &str) -> Result<Delegate, Error> {
-        Delegate::find(name, self.cni_path.as_deref(), &self.bytes, self.version)
+        Delegate::find(
+            name,
+            self.surroundings.cni_path.as_deref(),
+            &self.bytes,
+            self.version,
+        )
     }
 
-    fn address_source(&self, ipam: Option<&Value>) -> Result<AddressSource, Error> {
+    fn address_source(
+        &self,
+        ipam: Option<&Value>,
+        ip_ranges: Option<&Value>,
+    ) -> Result<AddressSource, Error> {
         let ipam = ipam.ok_or_else(|| {
             let right = r#""ipam": {"ranges": [[{"subnet": "10.244.1.0/24"}]]}"#;
             Error::Config(format!(
@@ -164,7 +188,9 @@ impl Input {
         match (ipam, foreign_ipam(ipam)) {
             (Value::Object(keys), _) if keys.is_empty() => Ok(AddressSource::None),
             (_, Some(name)) => Ok(AddressSource::Delegated(self.delegate(name)?)),
-            (_, None) => Ok(AddressSource::Own(IpamConfig::from_json(ipam)?)),
+            (_, None) => Ok(AddressSource::Own(IpamConfig::from_json(&with_ranges(
+                ipam, ip_ranges,
+            ))?)),
         }
     }
 
@@ -247,7 +273,8 @@ impl Input {
         }
         let raw: Raw = serde_path_to_error::deserialize(Value::Object(self.keys.clone()))
             .map_err(|error| Error::Config(format!("{}: {}", error.path(), error.inner())))?;
-        let addresses = self.address_source(raw.ipam.as_ref())?;
+        let requested = Requested::parse(&self.keys, self.surroundings.cni_args.as_deref())?;
+        let addresses = self.address_source(raw.ipam.as_ref(), requested.ip_ranges.as_ref())?;
         let bridge = raw
             .bridge
             .as_deref()
@@ -261,7 +288,9 @@ impl Input {
             gateway: gateway(raw.is_gateway, raw.is_default_gateway),
             mtu: checked_mtu(raw.mtu, &addresses)?,
             hairpin: raw.hairpin_mode.unwrap_or(true),
-            dns: raw.dns.unwrap_or_default(),
+            wanted_ips: requested.ips,
+            wanted_mac: requested.mac,
+            dns: requested.dns.or(raw.dns).unwrap_or_default(),
             addresses,
         })
     }
@@ -281,6 +310,24 @@ fn gateway(is_gateway: Option<bool>, is_default: Option<bool>) -> Gateway {
 fn foreign_ipam(ipam: &Value) -> Option<&str> {
     let name = ipam.get("type").and_then(Value::as_str)?;
     (!["", "podspan", "host-local"].contains(&name)).then_some(name)
+}
+
+/// The `ipam` block with the runtime's range sets before its own, as host-local puts them.
+fn with_ranges(ipam: &Value, first: Option<&Value>) -> Value {
+    let mut ipam = ipam.clone();
+    let Some(Value::Array(first)) = first else {
+        return ipam;
+    };
+    if let Value::Object(keys) = &mut ipam {
+        let configured = keys.get("ranges").and_then(Value::as_array);
+        let all = first
+            .iter()
+            .chain(configured.into_iter().flatten())
+            .cloned();
+        let all = Value::Array(all.collect());
+        keys.insert("ranges".into(), all);
+    }
+    ipam
 }
 
 /// 0 counts as absent, as with the bridge plugin.
@@ -330,7 +377,7 @@ mod tests {
             conf[key] = value.clone();
         }
         let bytes = serde_json::to_vec(&conf).unwrap();
-        Input::parse(&bytes, None)
+        Input::parse(&bytes, Surroundings::default())
             .and_then(|input| input.netconf())
             .map_err(|error| format!("{} {error}", error.code()))
     }
@@ -387,13 +434,13 @@ mod tests {
         );
         assert!(parse(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": []})).is_ok());
         assert!(refused(json!({"ipam": null})).starts_with("7 ipam is missing"));
-        let garbage = Input::parse(b"[1]", None).unwrap_err();
+        let garbage = Input::parse(b"[1]", Surroundings::default()).unwrap_err();
         assert_eq!(garbage.code(), 6);
     }
 
     #[test]
     fn t17_keys_of_the_protocol_and_of_others_are_accepted() {
-        let keys = json!({"runtimeConfig": {"mac": "x"}, "args": {}, "cni.dev/x": 1, "capabilities": {}, "mine": 7});
+        let keys = json!({"runtimeConfig": {"theirs": "x"}, "args": {}, "cni.dev/x": 1, "capabilities": {}, "mine": 7});
         assert!(parse(keys).is_ok());
     }
 
@@ -404,7 +451,7 @@ mod tests {
             conf.as_object_mut()
                 .unwrap()
                 .extend(keys.as_object().unwrap().clone());
-            Input::parse(&serde_json::to_vec(&conf).unwrap(), None)
+            Input::parse(&serde_json::to_vec(&conf).unwrap(), Surroundings::default())
                 .unwrap()
                 .valid_attachments()
         };
@@ -431,7 +478,7 @@ mod tests {
     fn del_needs_no_more_than_the_name_and_the_directory() {
         let conf =
             br#"{"cniVersion":"1.0.0","name":"n","ipam":{"ranges":"broken","dataDir":"/tmp/x"}}"#;
-        let input = Input::parse(conf, None).unwrap();
+        let input = Input::parse(conf, Surroundings::default()).unwrap();
         assert!(
             matches!(input.address_store(), Ok(AddressStore::Own(dir)) if dir == Path::new("/tmp/x"))
         );

@@ -11,7 +11,7 @@ use crate::attach::{attach, require_foreign};
 use crate::check::check;
 use crate::detach::{collect_garbage, detach};
 use crate::error::Error;
-use crate::netconf::Input;
+use crate::netconf::{Input, Surroundings};
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
 use crate::version::Version;
@@ -45,7 +45,7 @@ pub fn serve<I: Read, O: Write>(
     if request == Request::Version {
         return Some(streams.answer_version(&bytes));
     }
-    let input = match Input::parse(&bytes, variable("CNI_PATH")) {
+    let input = match Input::parse(&bytes, surroundings(&variable)) {
         Ok(input) => input,
         Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
     };
@@ -61,6 +61,13 @@ pub fn serve<I: Read, O: Write>(
         Ok(()) => true,
         Err(error) => streams.fail(input.version, &error),
     })
+}
+
+fn surroundings(variable: impl Fn(&str) -> Option<OsString>) -> Surroundings {
+    Surroundings {
+        cni_path: variable("CNI_PATH"),
+        cni_args: variable("CNI_ARGS").map(|text| text.to_string_lossy().into_owned()),
+    }
 }
 
 fn add<I, O: Write>(

@@ -738,6 +738,162 @@ fn a_bridge_of_somebody_else_is_used_and_never_marked() {
 }
 
 #[test]
+fn what_is_asked_for_one_pod_is_given_by_precedence() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({
+        "args": {"cni": {"ips": ["10.244.1.40"], "mac": "0a:00:00:00:00:02"}},
+        "runtimeConfig": {"ips": ["10.244.1.50/24", "fd00:10:244:1::50"], "dns": {"servers": ["10.96.0.10"]}},
+    }));
+    let mut process = node.command(&[], "ADD", "c1");
+    process
+        .env("CNI_NETNS", pod.path())
+        .env("CNI_ARGS", "IP=10.244.1.30;MAC=0a:00:00:00:00:01");
+    let added = run(&mut process, &conf).expect_ok();
+    assert_eq!(
+        (added.ip(4), added.ip(6)),
+        ("10.244.1.50".into(), "fd00:10:244:1::50".into())
+    );
+    assert_eq!(pod.ip("link show eth0")[0]["address"], "0a:00:00:00:00:02");
+    assert_eq!(added.json["dns"], json!({"nameservers": ["10.96.0.10"]}));
+    node.check("c1", &pod, &node.with_prev(&conf, &added))
+        .expect_ok();
+
+    let (code, text) = node.add("c2", &Pod::new(), &conf).expect_error();
+    assert!(code == 101 && text.contains("10.244.1.50"), "{code} {text}");
+    let elsewhere = node.conf(json!({"runtimeConfig": {"ips": ["192.0.2.9"]}}));
+    let (code, text) = node.add("c2", &Pod::new(), &elsewhere).expect_error();
+    assert!(code == 7 && text.contains("192.0.2.9"), "{code} {text}");
+    node.del("c1", &conf).expect_ok();
+    node.assert_clean("after DEL");
+}
+
+#[test]
+fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let ranges =
+        json!([[{"subnet": "10.9.9.0/24", "rangeStart": "10.9.9.7", "rangeEnd": "10.9.9.7"}]]);
+    let added = node
+        .add(
+            "c1",
+            &pod,
+            &node.conf(json!({"runtimeConfig": {"ipRanges": ranges}})),
+        )
+        .expect_ok();
+    let ips: Vec<_> = added.json["ips"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|ip| &ip["address"])
+        .collect();
+    assert_eq!(ips, ["10.9.9.7/24", "10.244.1.2/24", "fd00:10:244:1::2/64"]);
+}
+
+#[test]
+fn a_network_without_addresses_is_a_switch() {
+    let node = Node::new();
+    let conf = node.conf(json!({"ipam": {}}));
+    let pods: Vec<_> = (0..2).map(|_| Pod::new()).collect();
+    for (number, pod) in pods.iter().enumerate() {
+        let added = node.add(&format!("c{number}"), pod, &conf).expect_ok();
+        assert!(added.json.get("ips").is_none(), "{added:?}");
+        pod.ip(&format!("addr add 10.0.0.{}/24 dev eth0", number + 1));
+        node.check(&format!("c{number}"), pod, &node.with_prev(&conf, &added))
+            .expect_ok();
+    }
+    let macs: Vec<_> = pods
+        .iter()
+        .map(|pod| pod.ip("link show eth0")[0]["address"].clone())
+        .collect();
+    assert_ne!(macs[0], macs[1]);
+    let _listener = pods[0].listen();
+    assert!(pods[1].reaches("10.0.0.1"));
+    node.del("c0", &conf).expect_ok();
+    node.del("c1", &conf).expect_ok();
+    node.assert_clean("after DEL");
+}
+
+/// A directory with an IPAM plugin of somebody else's, which writes down what it was told.
+fn foreign_ipam(node: &Node) -> (std::path::PathBuf, std::path::PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, log) = (
+        node.data.path().join("plugins"),
+        node.data.path().join("told"),
+    );
+    std::fs::create_dir(&dir).unwrap();
+    let script = format!(
+        "#!/bin/sh\ncat > {dir}/stdin\necho \"$CNI_COMMAND $CNI_CONTAINERID\" >> {log}\n\
+         [ -e {dir}/fail-$CNI_COMMAND ] && {{ echo '{{\"code\": 77, \"msg\": \"no\", \"details\": \"luck\"}}'; exit 1; }}\n\
+         [ $CNI_COMMAND = ADD ] && echo '{{\"cniVersion\": \"1.1.0\", \"ips\": [{{\"address\": \"10.7.0.9/24\"}}], \
+         \"routes\": [{{\"dst\": \"198.51.100.0/24\"}}], \"dns\": {{\"domain\": \"a\"}}}}'\nexit 0\n",
+        dir = dir.display(),
+        log = log.display(),
+    );
+    std::fs::write(dir.join("their-ipam"), script).unwrap();
+    std::fs::set_permissions(dir.join("their-ipam"), PermissionsExt::from_mode(0o755)).unwrap();
+    (dir, log)
+}
+
+#[test]
+fn t23_t27_t28_t30_t32_another_ipam_plugin_is_told_every_command() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let (dir, log) = foreign_ipam(&node);
+    let conf = node.conf(json!({"ipam": {"type": "their-ipam", "mine": 1}}));
+    let told = |command: &str, conf: &Value| {
+        let mut process = node.command(&[], command, "c1");
+        run(
+            process
+                .env("CNI_NETNS", pod.path())
+                .env("CNI_PATH", format!("/nowhere:{}", dir.display())),
+            conf,
+        )
+    };
+    let added = told("ADD", &conf).expect_ok();
+    assert_eq!(
+        added.json["ips"],
+        json!([{"address": "10.7.0.9/24", "gateway": "10.7.0.1", "interface": 2}])
+    );
+    assert_eq!(added.json["dns"], json!({"domain": "a"}));
+    assert_eq!(
+        pod.ip("route show 198.51.100.0/24")[0]["gateway"],
+        "10.7.0.1"
+    );
+    let stdin: Value = serde_json::from_slice(&std::fs::read(dir.join("stdin")).unwrap()).unwrap();
+    assert_eq!(stdin, conf, "the whole configuration");
+    told("CHECK", &node.with_prev(&conf, &added)).expect_ok();
+    told("STATUS", &conf).expect_ok();
+    let mut valid = conf.clone();
+    valid["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "eth0"}]);
+    told("GC", &valid).expect_ok();
+    told("DEL", &conf).expect_ok();
+    let lines = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(lines, "ADD c1\nCHECK c1\nSTATUS c1\nGC c1\nDEL c1\n");
+    node.assert_clean("after DEL");
+
+    for command in ["ADD", "DEL", "CHECK", "STATUS", "GC"] {
+        std::fs::write(dir.join(format!("fail-{command}")), "").unwrap();
+    }
+    std::fs::write(&log, "").unwrap();
+    for command in ["STATUS", "ADD"] {
+        let (code, text) = told(command, &conf).expect_error();
+        assert!(
+            code == 77 && text.contains("IPAM plugin their-ipam: no: luck"),
+            "{code} {text}"
+        );
+    }
+    assert_eq!(
+        std::fs::read_to_string(&log).unwrap(),
+        "STATUS c1\nADD c1\nDEL c1\n",
+        "T23: DEL after a failed ADD"
+    );
+    let nobody = node.conf(json!({"ipam": {"type": "nobody-s-ipam"}}));
+    let (code, text) = told("ADD", &nobody).expect_error();
+    assert!(
+        code == 4 && text.contains("nobody-s-ipam") && text.contains("CNI_PATH"),
+        "{code} {text}"
+    );
+}
+
+#[test]
 fn standard_output_that_is_gone_undoes_the_add() {
     let (node, pod) = (Node::new(), Pod::new());
     let mut process = node.command(&[], "ADD", "c1");

@@ -32,6 +32,18 @@ pub enum IpamError {
         /// Where the allocations are.
         directory: PathBuf,
     },
+    /// An address that was asked for belongs to another attachment.
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Where the allocations are.
+        directory: PathBuf,
+    },
+    /// Addresses that were asked for and that no range set hands out, or more than one from the same set.
+    Unserved {
+        /// The addresses.
+        addresses: Vec<IpAddr>,
+    },
     /// Each candidate was taken by somebody between our look and our link: another program ignores the lock.
     Contended {
         /// Where the allocations are.
@@ -100,6 +112,16 @@ impl fmt::Display for IpamError {
                 f,
                 "range set {set} ({ranges}) is exhausted: all of its {total} addresses are taken in {}",
                 directory.display()
+            ),
+            Self::Taken { address, directory } => write!(
+                f,
+                "{address}, which was asked for, is taken: see {}",
+                directory.join(address.to_string()).display()
+            ),
+            Self::Unserved { addresses } => write!(
+                f,
+                "{}, which was asked for, is in no range of this network, or another of its range set was asked for too",
+                joined(addresses, " and ")
             ),
             Self::Contended { directory } => write!(
                 f,

@@ -100,13 +100,20 @@ impl Store {
         }
     }
 
-    /// Takes one address of each range set for the attachment: all of them, or none.
+    /// Takes one address of each range set for the attachment: all of them, or none. Of a set that hands out one of the
+    /// `wanted` addresses it takes that one.
     ///
     /// # Errors
-    /// When the attachment has addresses already, when a set is exhausted, when its id is too long, or when the file
-    /// system fails. What was done is undone.
-    pub fn allocate(&self, sets: &[RangeSet], id: &AttachmentId) -> Result<Vec<IpAddr>, IpamError> {
+    /// When the attachment has addresses already, when a set is exhausted, when a wanted address is taken or in no set,
+    /// when the id is too long, or when the file system fails. What was done is undone.
+    pub fn allocate(
+        &self,
+        sets: &[RangeSet],
+        id: &AttachmentId,
+        wanted: &[IpAddr],
+    ) -> Result<Vec<IpAddr>, IpamError> {
         let name = record_name(id)?;
+        let fixed = fixed(sets, wanted)?;
         let locked = self.enter_ensured()?;
         let record = locked.record(id)?;
         let held = locked.addresses_of(id, &record)?;
@@ -123,11 +130,18 @@ impl Store {
         for _ in 0..ATTEMPTS {
             let mut queues = locked.queues(sets)?;
             let mut candidates = Vec::with_capacity(sets.len());
-            for queue in &mut queues {
-                candidates.push(locked.candidate(queue)?);
+            for (queue, fixed) in queues.iter_mut().zip(&fixed) {
+                candidates.push(match fixed {
+                    Some(ip) => locked.require_free(*ip)?,
+                    None => locked.candidate(queue)?,
+                });
             }
             if locked.take(&name, id, &candidates)? {
-                let advanced = queues.iter_mut().try_for_each(Queue::advance);
+                let mut passed = queues
+                    .iter_mut()
+                    .zip(&fixed)
+                    .filter(|(_, fixed)| fixed.is_none());
+                let advanced = passed.try_for_each(|(queue, _)| queue.advance());
                 return match advanced {
                     Ok(()) => Ok(candidates),
                     Err(fault) => locked.give_up(id, fault),
@@ -243,6 +257,25 @@ impl Store {
     }
 }
 
+/// For each set the wanted address that it hands out.
+fn fixed(sets: &[RangeSet], wanted: &[IpAddr]) -> Result<Vec<Option<IpAddr>>, IpamError> {
+    let mut unserved = wanted.to_vec();
+    let fixed = sets.iter().map(|set| {
+        let served = |ip: &IpAddr| set.0.iter().any(|range| range.hands_out(*ip));
+        unserved
+            .iter()
+            .position(served)
+            .map(|at| unserved.remove(at))
+    });
+    let fixed = fixed.collect();
+    match unserved.is_empty() {
+        true => Ok(fixed),
+        false => Err(IpamError::Unserved {
+            addresses: unserved,
+        }),
+    }
+}
+
 /// What an address file says.
 #[derive(Debug, PartialEq, Eq)]
 enum Owner {
@@ -282,6 +315,17 @@ impl Locked {
             found = queue.peek()?;
         }
         found.ok_or_else(|| queue.exhausted())
+    }
+
+    /// The address, when nobody has it.
+    fn require_free(&self, address: IpAddr) -> Result<IpAddr, IpamError> {
+        match self.directory.holds(&address.to_string())? {
+            false => Ok(address),
+            true => Err(IpamError::Taken {
+                address,
+                directory: self.directory.path().to_owned(),
+            }),
+        }
     }
 
     /// Links the record, then the address files. False, with everything undone, when somebody took one meanwhile.

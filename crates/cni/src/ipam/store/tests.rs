@@ -78,7 +78,7 @@ impl Fixture {
     }
 
     fn add(&self, container: impl std::fmt::Display) -> Result<Vec<IpAddr>, IpamError> {
-        self.store.allocate(&self.sets, &id(container))
+        self.store.allocate(&self.sets, &id(container), &[])
     }
 
     fn del(&self, container: impl std::fmt::Display) {
@@ -181,7 +181,7 @@ fn a_second_add_is_refused_and_says_what_is_held() {
         ..id("c1")
     };
     assert_eq!(
-        it.store.allocate(&it.sets, &second_interface).unwrap(),
+        it.store.allocate(&it.sets, &second_interface, &[]).unwrap(),
         ["10.1.0.3", "fd00::3"].map(ip)
     );
 }
@@ -251,7 +251,7 @@ fn state_of_another_boot_is_void_and_foreign_files_stay() {
     assert_eq!(rebooted.list().unwrap(), []);
     assert_eq!(it.files(), ["README", "attachments", "boot_id", "lock"]);
     assert_eq!(
-        rebooted.allocate(&it.sets, &id("fill0")).unwrap(),
+        rebooted.allocate(&it.sets, &id("fill0"), &[]).unwrap(),
         ["10.1.0.2", "fd00::2"].map(ip)
     );
 }
@@ -392,13 +392,13 @@ fn changed_ranges_leave_old_allocations_until_del() {
         json!([[{"subnet": "10.1.0.0/29", "rangeStart": "10.1.0.4", "rangeEnd": "10.1.0.5"}]]),
     );
     let new: Vec<_> = (0..2)
-        .map(|i| it.store.allocate(&moved, &id(i)).unwrap())
+        .map(|i| it.store.allocate(&moved, &id(i), &[]).unwrap())
         .collect();
     assert_eq!(new, [[ip("10.1.0.4")], [ip("10.1.0.5")]]);
     assert_eq!(it.store.find(&id("old")).unwrap(), [ip("10.1.0.2")]);
     it.del("old");
     assert!(matches!(
-        it.store.allocate(&moved, &id("late")),
+        it.store.allocate(&moved, &id("late"), &[]),
         Err(IpamError::Exhausted { total: 2, .. })
     ));
 }
@@ -444,4 +444,29 @@ fn cost_does_not_grow_as_the_range_fills() {
         assert_eq!(cost("probe"), empty, "with {upto} taken");
     }
     assert!(empty.0 <= 20 && empty.2 <= 20, "{empty:?}");
+}
+
+#[test]
+fn an_address_that_was_asked_for_is_given_or_refused_and_the_queue_does_not_move() {
+    let it = Fixture::new(small());
+    let wanted: IpAddr = "10.1.0.5".parse().unwrap();
+    assert_eq!(
+        it.store.allocate(&it.sets, &id("c1"), &[wanted]).unwrap(),
+        [wanted]
+    );
+    let taken = it
+        .store
+        .allocate(&it.sets, &id("c2"), &[wanted])
+        .unwrap_err();
+    assert!(matches!(taken, IpamError::Taken { address, .. } if address == wanted));
+    for unserved in ["10.1.0.1", "10.9.9.9", "fd00::2"] {
+        let unserved: IpAddr = unserved.parse().unwrap();
+        let error = it
+            .store
+            .allocate(&it.sets, &id("c2"), &[unserved])
+            .unwrap_err();
+        assert!(matches!(error, IpamError::Unserved { addresses } if addresses == [unserved]));
+    }
+    let next = it.store.allocate(&it.sets, &id("c2"), &[]).unwrap();
+    assert_eq!(next, ["10.1.0.2".parse::<IpAddr>().unwrap()]);
 }

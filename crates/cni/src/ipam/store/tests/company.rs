@@ -93,7 +93,11 @@ fn two_plugins_never_take_one_address() {
             // A handle and a lock of its own: to flock, a thread is as foreign as a process.
             let (store, sets) = (store_in(&it.temp, BOOT), &it.sets);
             scope.spawn(move || {
-                let add = |i: usize| store.allocate(sets, &id(format!("t{thread}-{i}"))).unwrap();
+                let add = |i: usize| {
+                    store
+                        .allocate(sets, &id(format!("t{thread}-{i}")), &[])
+                        .unwrap()
+                };
                 for i in 0..25 {
                     add(i);
                 }

@@ -67,7 +67,7 @@ impl World {
     }
 
     fn add(&mut self, id: &AttachmentId) {
-        match self.it.store.allocate(&self.it.sets, id) {
+        match self.it.store.allocate(&self.it.sets, id, &[]) {
             Ok(addresses) => {
                 assert_eq!(addresses.len(), self.it.sets.len());
                 for (&ip, set) in addresses.iter().zip(&self.it.sets) {
