@@ -147,6 +147,7 @@ impl NewAttachment<'_> {
                 up: true,
                 alias: Some(&alias),
                 hairpin: Some(self.conf.hairpin),
+                isolated: Some(true).filter(|_| self.conf.port_isolation),
                 no_link_local: true,
                 ..LinkChange::default()
             },
@@ -172,6 +173,9 @@ impl NewAttachment<'_> {
         }
         let mut pod = Netlink::open()?;
         let index = pod.link(ifname)?.index;
+        if self.conf.interface_down {
+            return Ok(());
+        }
         // IPv4 addresses first, so that a MAC address that was asked for is announced when the link comes up. IPv6 ones
         // need a link that is up to be usable when the call returns.
         let (ipv4, ipv6): (Vec<_>, Vec<_>) = self
@@ -191,7 +195,10 @@ impl NewAttachment<'_> {
             },
         )?;
         for net in ipv6 {
-            pod.ensure_address(index, net)?;
+            match self.conf.detect_duplicates {
+                true => pod.ensure_address_after_detection(index, net)?,
+                false => pod.ensure_address(index, net)?,
+            }
         }
         for route in routes {
             pod.add_route(&Route {
@@ -212,7 +219,10 @@ impl NewAttachment<'_> {
             .any(|address| address.net.addr().is_ipv6());
         let mut wanted = vec!["accept_ra"];
         if has_ipv6 {
-            wanted.extend(["accept_dad", "disable_ipv6"]);
+            wanted.push("disable_ipv6");
+        }
+        if has_ipv6 && !self.conf.detect_duplicates {
+            wanted.push("accept_dad");
         }
         for key in wanted {
             match sysctl::write(&format!("net/ipv6/conf/{ifname}/{key}"), "0") {

@@ -5,7 +5,7 @@
 //! an IP address different from" of other networks). The work is the same whatever the number of pods.
 
 use ipnet::IpNet;
-use podspan_kernel::{Link, LinkChange, Mac, Netlink, sysctl};
+use podspan_kernel::{Link, LinkChange, Mac, Netlink, Prefix, sysctl};
 
 use crate::addresses::PodAddress;
 use crate::attachment::BRIDGE_ALIAS;
@@ -37,6 +37,18 @@ pub fn ensure_bridge(
         Some(link) if is_complete(&link, mac) => link,
         found => complete_bridge(netlink, conf, mac, found)?,
     };
+    if conf.promiscuous {
+        netlink.set_link(
+            bridge.index,
+            LinkChange {
+                promiscuous: true,
+                ..LinkChange::default()
+            },
+        )?;
+    }
+    if conf.force_address {
+        remove_other_addresses(netlink, &bridge, &gateways)?;
+    }
     if conf.gateway >= Gateway::Present {
         for address in &gateways {
             netlink.ensure_address(bridge.index, *address)?;
@@ -91,6 +103,24 @@ fn complete_bridge(
     };
     netlink.set_link(&conf.bridge, change)?;
     Ok(netlink.link(&conf.bridge)?)
+}
+
+/// Removes what overlaps with a gateway's subnet and is not the gateway (`forceAddress`).
+fn remove_other_addresses(
+    netlink: &mut Netlink,
+    bridge: &Link,
+    gateways: &[IpNet],
+) -> Result<(), Error> {
+    for address in netlink.list_addresses()? {
+        let overlaps = |gateway: &IpNet| {
+            Prefix::containing(*gateway).overlaps(Prefix::containing(address.net))
+        };
+        let is_ours = gateways.contains(&address.net) || address.link != bridge.index;
+        if !is_ours && address.global && gateways.iter().any(overlaps) {
+            netlink.remove_address(bridge.index, address.net)?;
+        }
+    }
+    Ok(())
 }
 
 /// The node forwards between its links, in each family that pods have addresses of.

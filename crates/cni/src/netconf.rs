@@ -58,6 +58,16 @@ pub struct NetConf {
     pub mtu: Option<u32>,
     /// A pod reaches itself through an address that leads back to it.
     pub hairpin: bool,
+    /// Pods of this bridge do not reach each other, only the node and what is behind it.
+    pub port_isolation: bool,
+    /// The bridge takes in every frame.
+    pub promiscuous: bool,
+    /// Addresses of the bridge that overlap with a gateway's subnet and are not a gateway's are removed.
+    pub force_address: bool,
+    /// IPv6 addresses are used after duplicate address detection only.
+    pub detect_duplicates: bool,
+    /// The pod's interface is left down.
+    pub interface_down: bool,
     /// Where the pods' addresses come from.
     pub addresses: AddressSource,
     /// The addresses that were asked for.
@@ -88,21 +98,22 @@ struct Raw {
     is_default_gateway: Option<bool>,
     mtu: Option<u32>,
     hairpin_mode: Option<bool>,
+    promisc_mode: Option<bool>,
+    port_isolation: Option<bool>,
+    force_address: Option<bool>,
+    // Written so by the bridge plugin.
+    enabledad: Option<bool>,
+    disable_container_interface: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
 }
 
 /// Keys of the bridge plugin that this version does not serve: refused where they ask for something (error code 2).
-const NOT_SERVED: [&str; 11] = [
-    "disableContainerInterface",
-    "enabledad",
-    "forceAddress",
+const NOT_SERVED: [&str; 6] = [
     "ipMasq",
     "ipMasqBackend",
     "macspoofchk",
-    "portIsolation",
     "preserveDefaultVlan",
-    "promiscMode",
     "vlan",
     "vlanTrunk",
 ];
@@ -287,7 +298,12 @@ impl Input {
                 .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
             gateway: gateway(raw.is_gateway, raw.is_default_gateway),
             mtu: checked_mtu(raw.mtu, &addresses)?,
-            hairpin: raw.hairpin_mode.unwrap_or(true),
+            hairpin: hairpin(&raw)?,
+            port_isolation: raw.port_isolation.unwrap_or(false),
+            promiscuous: raw.promisc_mode.unwrap_or(false),
+            force_address: raw.force_address.unwrap_or(false),
+            detect_duplicates: raw.enabledad.unwrap_or(false),
+            interface_down: interface_down(&raw, &addresses)?,
             wanted_ips: requested.ips,
             wanted_mac: requested.mac,
             dns: requested.dns.or(raw.dns).unwrap_or_default(),
@@ -302,6 +318,27 @@ fn gateway(is_gateway: Option<bool>, is_default: Option<bool>) -> Gateway {
         (_, Some(true)) | (None | Some(true), None) => Gateway::Default,
         (Some(true), Some(false)) => Gateway::Present,
         (Some(false), _) | (None, Some(false)) => Gateway::None,
+    }
+}
+
+/// A promiscuous bridge has every frame anyhow: the two exclude each other, as with the bridge plugin.
+fn hairpin(raw: &Raw) -> Result<bool, Error> {
+    match (raw.promisc_mode, raw.hairpin_mode) {
+        (Some(true), Some(true)) => Err(Error::Config(
+            "promiscMode and hairpinMode are both true; choose one".into(),
+        )),
+        (Some(true), None) => Ok(false),
+        (_, hairpin) => Ok(hairpin.unwrap_or(true)),
+    }
+}
+
+fn interface_down(raw: &Raw, addresses: &AddressSource) -> Result<bool, Error> {
+    match (raw.disable_container_interface, addresses) {
+        (Some(true), AddressSource::None) => Ok(true),
+        (Some(true), _) => Err(Error::Config(
+            "disableContainerInterface is true, so that ipam must be {}: an interface that is down has no addresses".into(),
+        )),
+        (_, _) => Ok(false),
     }
 }
 

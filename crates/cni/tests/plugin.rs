@@ -789,6 +789,87 @@ fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
 }
 
 #[test]
+fn isolated_ports_reach_the_node_and_not_each_other() {
+    let node = Node::new();
+    let conf = node.conf(json!({"portIsolation": true}));
+    let (a, b) = (Pod::new(), Pod::new());
+    let served = node.add("a", &a, &conf).expect_ok();
+    node.add("b", &b, &conf).expect_ok();
+    let (_on_node, _in_a) = (
+        std::net::TcpListener::bind("[::]:8080").unwrap(),
+        a.listen(),
+    );
+    assert!(b.reaches("10.244.1.1") && !b.reaches(&served.ip(4)));
+}
+
+#[test]
+fn promiscuous_mode_is_the_bridge_s_and_excludes_hairpin_mode() {
+    let (node, pod) = (Node::new(), Pod::new());
+    node.add("c1", &pod, &node.conf(json!({"promiscMode": true})))
+        .expect_ok();
+    let flags = node.ns.ip("link show podspan0")[0]["flags"].to_string();
+    assert!(flags.contains("PROMISC"), "{flags}");
+    let both = node.conf(json!({"promiscMode": true, "hairpinMode": true}));
+    let (code, text) = node.add("c2", &Pod::new(), &both).expect_error();
+    assert!(code == 7 && text.contains("choose one"), "{code} {text}");
+}
+
+#[test]
+fn a_forced_address_takes_the_place_of_those_that_overlap() {
+    let (node, pod) = (Node::new(), Pod::new());
+    node.ns.ip("link add podspan0 up type bridge");
+    node.ns.ip("addr add 10.244.1.9/16 dev podspan0");
+    node.ns.ip("addr add 172.16.0.1/24 dev podspan0");
+    node.add("c1", &pod, &node.conf(json!({"forceAddress": true})))
+        .expect_ok();
+    let bridge = node.ns.ip("-4 addr show podspan0")[0]["addr_info"].clone();
+    let ips: Vec<_> = bridge
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|address| &address["local"])
+        .collect();
+    assert_eq!(ips, ["172.16.0.1", "10.244.1.1"]);
+}
+
+#[test]
+fn duplicate_address_detection_is_waited_for_where_it_is_on() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({"enabledad": true}));
+    let added = node.add("c1", &pod, &conf).expect_ok();
+    let shown = pod.ip("-6 addr show eth0").to_string();
+    assert!(
+        !shown.contains("tentative") && !shown.contains("nodad"),
+        "{shown}"
+    );
+    let _listener = std::net::TcpListener::bind("[::]:8080").unwrap();
+    assert!(pod.reaches("fd00:10:244:1::1"));
+    node.check("c1", &pod, &node.with_prev(&conf, &added))
+        .expect_ok();
+
+    // Somebody took the next address by hand.
+    pod.ip("addr add fd00:10:244:1::3/64 dev eth0 nodad");
+    let (code, text) = node.add("c2", &Pod::new(), &conf).expect_error();
+    assert!(
+        code == 100 && text.contains("fd00:10:244:1::3"),
+        "{code} {text}"
+    );
+    assert_eq!(node.addresses(), ["10.244.1.2", "fd00:10:244:1::2"]);
+}
+
+#[test]
+fn an_interface_may_be_left_down_without_addresses() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({"disableContainerInterface": true, "ipam": {}}));
+    let added = node.add("c1", &pod, &conf).expect_ok();
+    assert_eq!(pod.ip("link show eth0")[0]["operstate"], "DOWN");
+    node.check("c1", &pod, &node.with_prev(&conf, &added))
+        .expect_ok();
+    let with_ipam = node.conf(json!({"disableContainerInterface": true}));
+    assert_eq!(node.add("c2", &Pod::new(), &with_ipam).expect_error().0, 7);
+}
+
+#[test]
 fn a_network_without_addresses_is_a_switch() {
     let node = Node::new();
     let conf = node.conf(json!({"ipam": {}}));

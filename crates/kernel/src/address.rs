@@ -25,6 +25,11 @@ const LOCAL_DEADLINE: Duration = Duration::from_secs(1);
 /// How long to leave it alone between two looks.
 const LOCAL_PAUSE: Duration = Duration::from_micros(50);
 
+/// How long duplicate address detection may take: a link may need some seconds to come up.
+const DETECTION_DEADLINE: Duration = Duration::from_secs(10);
+/// How long to leave it alone between two looks.
+const DETECTION_PAUSE: Duration = Duration::from_millis(20);
+
 /// An address on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
@@ -36,6 +41,8 @@ pub struct Address {
     pub global: bool,
     /// An IPv6 address that the kernel does not use yet, or will never, because of duplicate address detection.
     pub tentative: bool,
+    /// Duplicate address detection found another that has it.
+    pub duplicate: bool,
 }
 
 impl Netlink {
@@ -66,6 +73,36 @@ impl Netlink {
             Ok(()) if net.addr().is_ipv6() => self.wait_until_local(net.addr()),
             outcome => outcome,
         }
+    }
+
+    /// The same for an IPv6 address that others on the link are first asked about (RFC 4862, section 5.4), which takes the
+    /// kernel one to two seconds.
+    ///
+    /// # Errors
+    /// EADDRINUSE when another has it; ETIMEDOUT when the link does not come up; what the kernel answered.
+    pub fn ensure_address_after_detection(&mut self, link: u32, net: IpNet) -> Result<()> {
+        let mut message = address_message(link, net);
+        message.header.flags = AddressHeaderFlags::empty();
+        let action = || format!("add address {net} to link {link}");
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match self.change(Message::NewAddress(message), flags, action) {
+            Err(error) if !error.is_exists() => return Err(error),
+            _ => {}
+        }
+        let start = Instant::now();
+        while start.elapsed() < DETECTION_DEADLINE {
+            let all = self.list_addresses()?;
+            match all
+                .iter()
+                .find(|address| address.link == link && address.net == net)
+            {
+                Some(address) if !address.tentative => return self.wait_until_local(net.addr()),
+                Some(address) if !address.duplicate => std::thread::sleep(DETECTION_PAUSE),
+                // A duplicate stays with its flag, or is taken away again.
+                Some(_) | None => return Err(Error::new(action(), Errno::ADDRINUSE)),
+            }
+        }
+        Err(Error::new(action(), Errno::TIMEDOUT))
     }
 
     /// Waits until packets to that address of ours are taken in.
@@ -142,6 +179,7 @@ fn read_address(message: &AddressMessage) -> Option<Address> {
         net: IpNet::new(local.or(address)?, header.prefix_len).ok()?,
         global: matches!(header.scope, AddressScope::Universe | AddressScope::Site),
         tentative: header.flags.contains(AddressHeaderFlags::Tentative),
+        duplicate: header.flags.contains(AddressHeaderFlags::Dadfailed),
     })
 }
 
@@ -170,6 +208,7 @@ mod tests {
                 net,
                 global: true,
                 tentative: false,
+                duplicate: false,
             };
             assert_eq!(
                 all.iter().filter(|seen| **seen == expected).count(),

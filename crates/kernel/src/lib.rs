@@ -12,6 +12,7 @@ pub mod namespaces;
 mod neighbour;
 mod netlink;
 pub mod netns;
+pub mod nft;
 mod route;
 pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]

@@ -95,6 +95,10 @@ pub struct LinkChange<'a> {
     pub mac: Option<Mac>,
     /// For a bridge port: the hairpin mode.
     pub hairpin: Option<bool>,
+    /// For a bridge port: it exchanges packets only with ports that are not isolated, and with the bridge itself.
+    pub isolated: Option<bool>,
+    /// Take in every frame, whomever it is for.
+    pub promiscuous: bool,
     /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
     pub no_link_local: bool,
 }
@@ -117,12 +121,17 @@ impl std::fmt::Display for LinkChange<'_> {
         if self.up {
             f.write_str(" up")?;
         }
-        if let Some(on) = self.hairpin {
-            write!(
-                f,
-                " type bridge_slave hairpin {}",
-                if on { "on" } else { "off" }
-            )?;
+        if self.promiscuous {
+            f.write_str(" promisc on")?;
+        }
+        let port = [("hairpin", self.hairpin), ("isolated", self.isolated)];
+        if port.iter().any(|(_, value)| value.is_some()) {
+            f.write_str(" type bridge_slave")?;
+        }
+        for (word, value) in port {
+            if let Some(on) = value {
+                write!(f, " {word} {}", if on { "on" } else { "off" })?;
+            }
         }
         Ok(())
     }
@@ -271,9 +280,12 @@ impl Netlink {
                 .push(LinkAttribute::IfName(name.to_string())),
         }
         if change.up {
-            message.header.flags = LinkFlags::Up;
-            message.header.change_mask = LinkFlags::Up;
+            message.header.flags |= LinkFlags::Up;
         }
+        if change.promiscuous {
+            message.header.flags |= LinkFlags::Promisc;
+        }
+        message.header.change_mask = message.header.flags;
         let attributes = &mut message.attributes;
         attributes.extend(change.mtu.map(LinkAttribute::Mtu));
         attributes.extend(
@@ -282,14 +294,15 @@ impl Netlink {
                 .map(|alias| LinkAttribute::IfAlias(alias.to_owned())),
         );
         attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        attributes.extend(change.hairpin.map(|on| {
-            LinkAttribute::LinkInfo(vec![
+        let port: Vec<_> = (change.hairpin.map(InfoBridgePort::HairpinMode).into_iter())
+            .chain(change.isolated.map(InfoBridgePort::Isolated))
+            .collect();
+        if !port.is_empty() {
+            attributes.push(LinkAttribute::LinkInfo(vec![
                 LinkInfo::PortKind(InfoPortKind::Bridge),
-                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(
-                    on,
-                )])),
-            ])
-        }));
+                LinkInfo::PortData(InfoPortData::BridgePort(port)),
+            ]));
+        }
         if change.no_link_local {
             let inet6 = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
             attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(

@@ -23,9 +23,9 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 /// `sizeof(struct nlmsghdr)`.
 const HEADER: usize = 16;
 /// What the kernel fills at the most for one part of a dump (`NLMSG_GOODSIZE` grows up to 32 KiB).
-const RECEIVE_BUFFER: usize = 64 * 1024;
+pub(crate) const RECEIVE_BUFFER: usize = 64 * 1024;
 /// How often an interrupted dump is begun again before it is an error.
-const DUMP_TRIES: usize = 20;
+pub(crate) const DUMP_TRIES: usize = 20;
 
 /// A request's message to the kernel.
 pub(crate) type Message = RouteNetlinkMessage;
@@ -175,17 +175,17 @@ impl Netlink {
 }
 
 /// An errno with the kernel's words about it, before it is known which operation it belongs to.
-struct Refusal {
-    errno: Errno,
+pub(crate) struct Refusal {
+    pub(crate) errno: Errno,
     detail: Option<String>,
 }
 
 impl Refusal {
-    fn from_io(error: &std::io::Error) -> Self {
+    pub(crate) fn from_io(error: &std::io::Error) -> Self {
         Self::from(Errno::from_io_error(error).unwrap_or(Errno::IO))
     }
 
-    fn into_error(self, action: String) -> Error {
+    pub(crate) fn into_error(self, action: String) -> Error {
         Error::new(action, self.errno).with_detail(self.detail)
     }
 }
@@ -200,15 +200,15 @@ impl From<Errno> for Refusal {
 }
 
 /// One message as it came: the fields of `struct nlmsghdr` that matter, and the payload.
-struct Received<'a> {
+pub(crate) struct Received<'a> {
     kind: u16,
-    flags: u16,
-    sequence: u32,
-    payload: &'a [u8],
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
+    pub(crate) payload: &'a [u8],
 }
 
 /// Splits the first message off; none at the end and at anything that cannot be a message.
-fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
+pub(crate) fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
     let payload = bytes.get(HEADER..length)?;
     let message = Received {
@@ -225,25 +225,30 @@ fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
 
 impl Received<'_> {
     fn read(&self) -> std::result::Result<Answer, Refusal> {
-        match self.kind {
-            // NLMSG_DONE carries an error too, when a dump failed half-way.
-            NLMSG_ERROR | NLMSG_DONE => {
-                let code = u32_at(self.payload, 0).unwrap_or(0).cast_signed();
-                if code == 0 {
-                    return Ok(Answer::Done);
-                }
-                let errno = Errno::from_raw_os_error(code.wrapping_neg());
-                Err(Refusal {
-                    errno,
-                    detail: self.words(),
-                })
-            }
-            // A foreign object in a form that this version of the codec does not know must not hide our own.
-            kind => Ok(match Message::parse_with_param(self.payload, kind) {
-                Ok(message) => Answer::Object(message),
-                Err(_) => Answer::Other,
-            }),
+        if let Some(outcome) = self.outcome() {
+            return outcome.map(|()| Answer::Done);
         }
+        // A foreign object in a form that this version of the codec does not know must not hide our own.
+        Ok(match Message::parse_with_param(self.payload, self.kind) {
+            Ok(message) => Answer::Object(message),
+            Err(_) => Answer::Other,
+        })
+    }
+
+    /// How the request ended, when this is its end and not an object.
+    pub(crate) fn outcome(&self) -> Option<std::result::Result<(), Refusal>> {
+        // NLMSG_DONE carries an error too, when a dump failed half-way.
+        if !matches!(self.kind, NLMSG_ERROR | NLMSG_DONE) {
+            return None;
+        }
+        let code = u32_at(self.payload, 0).unwrap_or(0).cast_signed();
+        Some(match code {
+            0 => Ok(()),
+            code => Err(Refusal {
+                errno: Errno::from_raw_os_error(code.wrapping_neg()),
+                detail: self.words(),
+            }),
+        })
     }
 
     /// The kernel's words about an error: the attributes follow the code and the (capped) header of our request.
@@ -264,11 +269,11 @@ impl Received<'_> {
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 

@@ -23,6 +23,8 @@ mod attribute {
 
 /// The attributes of a verdict (`enum nft_verdict_attributes`).
 mod verdict {
+    /// `NFTA_DATA_VERDICT`.
+    pub(super) const DATA: u16 = 2;
     pub(super) const CODE: u16 = 1;
     pub(super) const CHAIN: u16 = 2;
 }
@@ -129,7 +131,7 @@ impl<'a> Chain<'a> {
     }
 
     /// A chain that packets enter at a hook.
-    pub const fn base(table: Table<'a>, name: &'a str, base: Base<'a>) -> Self {
+    pub const fn hooked(table: Table<'a>, name: &'a str, base: Base<'a>) -> Self {
         Self {
             table,
             name,
@@ -142,10 +144,7 @@ impl<'a> Chain<'a> {
         self.encode_name(to);
         let Some(base) = &self.base else { return };
         to.nest(attribute::HOOK, |hook| {
-            hook.number32(
-                attribute::HOOK_NUMBER,
-                base.hook.number(self.table.family),
-            );
+            hook.number32(attribute::HOOK_NUMBER, base.hook.number(self.table.family));
             hook.number32(attribute::HOOK_PRIORITY, base.priority.cast_unsigned());
             if let Some(device) = base.device {
                 hook.text(attribute::HOOK_DEVICE, device);
@@ -233,16 +232,21 @@ impl Verdict {
         }
     }
 
-    /// The inside of `NFTA_DATA_VERDICT`.
-    pub(super) fn encode(&self, to: &mut Encoder) {
-        to.number32(verdict::CODE, self.code().cast_unsigned());
-        if let Self::Jump(chain) | Self::Goto(chain) = self {
-            to.text(verdict::CHAIN, chain);
-        }
+    /// As `struct nft_data` is written.
+    pub(super) fn encode(&self, to: &mut Encoder, kind: u16) {
+        to.nest(kind, |data| {
+            data.nest(verdict::DATA, |to| {
+                to.number32(verdict::CODE, self.code().cast_unsigned());
+                if let Self::Jump(chain) | Self::Goto(chain) = self {
+                    to.text(verdict::CHAIN, chain);
+                }
+            });
+        });
     }
 
     /// The same read back; none for what is not in this type.
-    pub(super) fn read(attributes: Attributes<'_>) -> Option<Self> {
+    pub(super) fn read(data: Attributes<'_>) -> Option<Self> {
+        let attributes = data.inside(verdict::DATA)?;
         let code = u32::from_be(u32_at(attributes.find(verdict::CODE)?, 0)?).cast_signed();
         let chain = || {
             let text = attributes.find(verdict::CHAIN).unwrap_or_default();

@@ -29,9 +29,6 @@ mod attribute {
     pub(super) const KEY_END: u16 = 10;
 }
 
-/// `NFTA_DATA_VERDICT`.
-const DATA_VERDICT: u16 = 2;
-
 /// What an element leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
@@ -122,9 +119,7 @@ impl Element {
         match &self.data {
             Data::Nothing => {}
             Data::Values(values) => to.data(attribute::DATA, &concatenate(values)),
-            Data::Verdict(verdict) => to.nest(attribute::DATA, |data| {
-                data.nest(DATA_VERDICT, |to| verdict.encode(to));
-            }),
+            Data::Verdict(verdict) => verdict.encode(to, attribute::DATA),
         }
         if let Some(comment) = &self.comment {
             encode_comment(to, attribute::USERDATA, comment);
@@ -190,15 +185,17 @@ pub(super) fn read_stored(set: &Set<'_>, attributes: Attributes<'_>) -> Option<V
 fn read_element(set: &Set<'_>, attributes: Attributes<'_>) -> Option<Stored> {
     let value = |kind| attributes.inside(kind)?.find(DATA_VALUE);
     let flags = attributes.find(attribute::FLAGS);
-    let ends_interval =
-        flags.and_then(|flags| u32_at(flags, 0)).map_or(0, u32::from_be) & ELEM_INTERVAL_END != 0;
+    let ends_interval = flags
+        .and_then(|flags| u32_at(flags, 0))
+        .map_or(0, u32::from_be)
+        & ELEM_INTERVAL_END
+        != 0;
     let data = match set.holds {
         Holds::Values(types) if !ends_interval => {
             Data::Values(read_values(types, value(attribute::DATA)?)?)
         }
         Holds::Verdicts if !ends_interval => {
-            let data = attributes.inside(attribute::DATA)?;
-            Data::Verdict(Verdict::read(data.inside(DATA_VERDICT)?)?)
+            Data::Verdict(Verdict::read(attributes.inside(attribute::DATA)?)?)
         }
         _ => Data::Nothing,
     };

@@ -100,6 +100,11 @@ impl Encoder {
         self.attribute(kind | NLA_F_NESTED, body);
     }
 
+    /// An attribute that holds attributes which are bytes already.
+    pub fn nest_bytes(&mut self, kind: u16, attributes: &[u8]) {
+        self.nest(kind, |inside| inside.0.extend(attributes));
+    }
+
     /// An attribute with plain bytes as `struct nft_data` is written.
     pub fn data(&mut self, kind: u16, bytes: &[u8]) {
         self.nest(kind, |data| data.bytes_attribute(DATA_VALUE, bytes));

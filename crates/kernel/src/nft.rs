@@ -1,0 +1,359 @@
+//! nf_tables over netlink: tables, chains, rules, sets and maps, changed by transactions.
+//!
+//! A [`Batch`] is written down first and then committed: all of it happens or nothing, and the error names the one change
+//! that the kernel refused. This room knows no policy and no names: which tables are ours is the caller's affair, and it
+//! never touches what the batch does not name. It never runs `nft`; what it makes is what `nft list ruleset` prints.
+//!
+//! Surprises: sets and chains are found by name inside of their own batch, so order alone matters. A commit waits for other
+//! commits of the same network namespace, not for packets; what it deleted is freed later.
+
+mod batch;
+mod chain;
+mod element;
+mod encode;
+mod field;
+mod rule;
+mod set;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::fmt;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+pub use batch::Batch;
+pub use chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, priority};
+pub use element::{Data, Element};
+pub use field::{Field, Header};
+pub use rule::{Compare, CtState, Limit, LimitUnit, Nat, NatFlag, Reject, Rule};
+pub use set::{Holds, Set};
+pub use value::{Type, Value};
+
+use crate::error::{Error, Result};
+use crate::netlink::{DUMP_TRIES, RECEIVE_BUFFER, Received, Refusal, split_message};
+use encode::{Attributes, Encoder};
+
+/// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
+const SUBSYSTEM: u16 = 10;
+/// `sizeof(struct nfgenmsg)`: what precedes the attributes of an answer.
+const GENERIC_HEADER: usize = 4;
+/// What the kernel keeps back of a send buffer (`netlink_sendmsg`).
+const SEND_RESERVE: usize = 32;
+
+/// The kinds of messages (`enum nf_tables_msg_types`, linux/netfilter/nf_tables.h).
+mod message {
+    use super::SUBSYSTEM;
+
+    pub(super) const NEW_TABLE: u16 = SUBSYSTEM << 8;
+    pub(super) const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
+    pub(super) const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
+    pub(super) const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
+    pub(super) const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
+    pub(super) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+    pub(super) const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
+    pub(super) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+    pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 12;
+    pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
+    pub(super) const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 14;
+    /// `NFT_MSG_DESTROYSETELEM` (Linux 6.3).
+    pub(super) const DESTROY_ELEMENT: u16 = SUBSYSTEM << 8 | 30;
+}
+
+/// The packets that a table sees (`NFPROTO_*`, linux/netfilter.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// IPv4.
+    Ip = 2,
+    /// All of one interface.
+    Netdev = 5,
+    /// Those that a bridge forwards.
+    Bridge = 7,
+    /// IPv6.
+    Ip6 = 10,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Netdev => "netdev",
+            Self::Bridge => "bridge",
+            Self::Ip6 => "ip6",
+        })
+    }
+}
+
+/// A table. It can be a constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table<'a> {
+    /// What it sees.
+    pub family: Family,
+    /// Its name, unique in its family.
+    pub name: &'a str,
+}
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.family, self.name)
+    }
+}
+
+/// A connection to nf_tables, in the network namespace that it was opened in.
+pub struct Nft {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// The first change of a batch that was refused, by its place; none when the batch was as a whole.
+struct Failure {
+    place: Option<usize>,
+    refusal: Refusal,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            place: None,
+            refusal,
+        }
+    }
+}
+
+impl Nft {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// What `socket`, `bind` or `setsockopt` answered; EPROTONOSUPPORT from a kernel without nfnetlink.
+    pub fn open() -> Result<Self> {
+        let open = || -> std::io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            // An error's answer then holds the kernel's words and not our own request again.
+            socket.set_cap_ack(true)?;
+            socket.set_ext_ack(true)?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|error| Error::from_io("open nftables socket", &error))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+        })
+    }
+
+    /// Makes all changes of a batch, or none. An empty one costs nothing.
+    ///
+    /// # Errors
+    /// The first refused change and why: *`create element 10.244.1.2 to set inet podspan masquerade4: file exists
+    /// (EEXIST)`*. EMSGSIZE when the batch is larger than the kernel lets us send at once: `net.core.wmem_max` bounds it
+    /// outside of the initial user namespace. ENOBUFS when so much was refused that nothing is known.
+    pub fn commit(&mut self, batch: Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let first = self.sequence.wrapping_add(1);
+        let (messages, actions) = batch.finish(first);
+        let count = actions.len();
+        self.sequence = first.wrapping_add(u32::try_from(count + 1).unwrap_or(u32::MAX));
+        let mut attempt = || {
+            self.send(messages.bytes())?;
+            self.outcome(first, count)
+        };
+        attempt().map_err(|failure| {
+            let Failure { place, refusal } = failure;
+            let action = place.and_then(|place| actions.get(place));
+            let whole = || format!("commit {count} nftables changes");
+            refusal.into_error(action.cloned().unwrap_or_else(whole))
+        })
+    }
+
+    /// True when the table is there.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn has_table(&mut self, table: Table<'_>) -> Result<bool> {
+        let header = encode::Header {
+            kind: message::GET_TABLE,
+            flags: NLM_F_REQUEST | NLM_F_ACK,
+            family: table.family as u8,
+            resource: 0,
+        };
+        let asked = self.ask(
+            header,
+            |to| to.text(1, table.name), // NFTA_TABLE_NAME
+            |_| {},
+        );
+        match asked {
+            Ok(()) => Ok(true),
+            Err(refusal) if refusal.errno == Errno::NOENT => Ok(false),
+            Err(refusal) => Err(refusal.into_error(format!("find table {table}"))),
+        }
+    }
+
+    /// All elements of a set or a map.
+    ///
+    /// A dump that the kernel calls interrupted (`NLM_F_DUMP_INTR`: a commit came between) is begun again.
+    ///
+    /// # Errors
+    /// Not found; EBADMSG when the set is of other types than `set` says; EINTR when commits never let a dump finish.
+    pub fn list_elements(&mut self, set: &Set<'_>) -> Result<Vec<Element>> {
+        let header = encode::Header {
+            kind: message::GET_ELEMENTS,
+            flags: NLM_F_REQUEST | NLM_F_DUMP,
+            family: set.table.family as u8,
+            resource: 0,
+        };
+        let error = |refusal: Refusal| refusal.into_error(format!("list elements of {set}"));
+        for _ in 0..DUMP_TRIES {
+            let mut stored = Some(Vec::new());
+            let asked = self.ask(
+                header,
+                |to| set.encode_name(to),
+                |attributes| match (&mut stored, element::read_stored(set, attributes)) {
+                    (Some(all), Some(part)) => all.extend(part),
+                    _ => stored = None,
+                },
+            );
+            match asked {
+                Ok(()) => {
+                    return stored
+                        .and_then(|all| element::understand(set, all))
+                        .ok_or_else(|| error(Errno::BADMSG.into()));
+                }
+                Err(refusal) if refusal.errno == Errno::INTR => {}
+                Err(refusal) => return Err(error(refusal)),
+            }
+        }
+        Err(error(Errno::INTR.into()))
+    }
+
+    /// Sends one request that changes nothing and reads until its end; `object` sees the attributes of each answer.
+    fn ask(
+        &mut self,
+        header: encode::Header,
+        body: impl FnOnce(&mut Encoder),
+        mut object: impl FnMut(Attributes<'_>),
+    ) -> std::result::Result<(), Refusal> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let mut request = Encoder::default();
+        request.message(header, body);
+        request.number(sequence);
+        self.send(request.bytes())?;
+        let mut interrupted = false;
+        loop {
+            let ended = self.receive(true, |answer| {
+                if answer.sequence != sequence {
+                    return None;
+                }
+                interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
+                let outcome = answer.outcome();
+                if outcome.is_none() {
+                    let payload = answer.payload.get(GENERIC_HEADER..);
+                    object(Attributes(payload.unwrap_or_default()));
+                }
+                outcome
+            })?;
+            match ended {
+                Some(Ok(())) if interrupted => return Err(Errno::INTR.into()),
+                Some(outcome) => return outcome,
+                None => {}
+            }
+        }
+    }
+
+    /// Reads what became of a batch, whose first message has number `first` and `count` changes behind it.
+    ///
+    /// The kernel tells every change that failed, in order, and then of the last one whether it did or not. That the batch
+    /// as a whole was refused is told of its first message.
+    fn outcome(&mut self, first: u32, count: usize) -> std::result::Result<(), Failure> {
+        let mut failure: Option<Failure> = None;
+        let mut lost = false;
+        loop {
+            let read = self.receive(!lost, |answer| {
+                let message = usize::try_from(answer.sequence.wrapping_sub(first)).ok()?;
+                let place = message.checked_sub(1);
+                let outcome = answer.outcome().filter(|_| message <= count)?;
+                if let (Err(refusal), None) = (outcome, &failure) {
+                    failure = Some(Failure { place, refusal });
+                }
+                (message == 0 || message == count).then_some(())
+            });
+            let ended = match read {
+                Ok(ended) => ended.is_some(),
+                // More was refused than the receive buffer holds: what it holds is the first.
+                Err(refusal) if refusal.errno == Errno::NOBUFS && !lost => {
+                    lost = true;
+                    false
+                }
+                Err(refusal) if refusal.errno == Errno::AGAIN && lost => {
+                    return Err(failure.unwrap_or_else(|| Refusal::from(Errno::NOBUFS).into()));
+                }
+                Err(refusal) => return Err(refusal.into()),
+            };
+            if ended {
+                return failure.map_or(Ok(()), Err);
+            }
+        }
+    }
+
+    /// Sends bytes at once. The send buffer grows when the kernel says that they do not fit.
+    fn send(&mut self, bytes: &[u8]) -> std::result::Result<(), Refusal> {
+        let mut grown = false;
+        loop {
+            let Err(error) = self.socket.send(bytes, 0) else {
+                return Ok(());
+            };
+            let refusal = Refusal::from_io(&error);
+            match refusal.errno {
+                Errno::INTR => {}
+                Errno::MSGSIZE if !grown => {
+                    grown = true;
+                    let size = bytes.len() + SEND_RESERVE;
+                    // Beyond net.core.wmem_max only with the right to; otherwise as far as it goes.
+                    sockopt::set_socket_send_buffer_size_force(&self.socket, size)
+                        .or_else(|_| sockopt::set_socket_send_buffer_size(&self.socket, size))?;
+                }
+                _ => return Err(refusal),
+            }
+        }
+    }
+
+    /// Reads one datagram and gives each message in it to `look`, until that gives something.
+    fn receive<T>(
+        &mut self,
+        wait: bool,
+        mut look: impl FnMut(&Received<'_>) -> Option<T>,
+    ) -> std::result::Result<Option<T>, Refusal> {
+        let flags = if wait {
+            rustix::net::RecvFlags::empty()
+        } else {
+            rustix::net::RecvFlags::DONTWAIT
+        };
+        self.buffer.clear();
+        while let Err(error) = self
+            .socket
+            .recv(&mut self.buffer, flags.bits().cast_signed())
+        {
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                return Err(Refusal::from_io(&error));
+            }
+        }
+        let mut rest = self.buffer.as_slice();
+        while let Some((message, after)) = split_message(rest) {
+            if let Some(found) = look(&message) {
+                return Ok(Some(found));
+            }
+            rest = after;
+        }
+        Ok(None)
+    }
+}
