@@ -225,7 +225,9 @@ impl NewAttachment<'_> {
             wanted.push("accept_dad");
         }
         for key in wanted {
-            match sysctl::write(&format!("net/ipv6/conf/{ifname}/{key}"), "0") {
+            // Reading first: a write of `disable_ipv6` spins until the kernel's network lock is free, even when it changes
+            // nothing (`addrconf_disable_ipv6`), and costs a millisecond beside other attachments.
+            match sysctl::ensure(&format!("net/ipv6/conf/{ifname}/{key}"), "0") {
                 // A kernel without IPv6 has no such keys, and a pod without IPv6 needs none.
                 Err(error) if has_ipv6 || !error.is_not_found() => return Err(error.into()),
                 _ => {}
