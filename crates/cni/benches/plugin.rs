@@ -105,7 +105,7 @@ fn contestants(shm: &Path, plugin: &Path, reference: &Path) -> Vec<Contestant> {
 
 /// Takes addresses as that many ADDs would.
 fn fill(conf: &Value) {
-    let config = IpamConfig::from_json(&conf["ipam"]).unwrap();
+    let config = IpamConfig::from_json(&conf["ipam"], "/run/podspan/ipam").unwrap();
     let network = conf["name"].as_str().unwrap().parse().unwrap();
     let ipam = Ipam::open(&config, &network, &boot_id().unwrap()).unwrap();
     for number in 0..TAKEN {

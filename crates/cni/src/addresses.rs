@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use podspan_kernel::Prefix;
+use podspan_kernel::{Prefix, Route, RouteOptions, RouteProtocol};
 
 use crate::attachment::{AttachmentId, NetworkName};
 use crate::delegate::Delegate;
@@ -164,6 +164,24 @@ fn resolv_conf(config: &IpamConfig) -> Result<Dns, Error> {
         ))
     })?;
     Ok(Dns::from_resolv_conf(&text))
+}
+
+impl From<IpamRoute> for Route {
+    fn from(route: IpamRoute) -> Self {
+        Self {
+            dst: route.dst,
+            next_hop: route.gw,
+            link: None,
+            protocol: RouteProtocol::BOOT,
+            options: RouteOptions {
+                metric: route.priority,
+                mtu: route.mtu,
+                advmss: route.advmss,
+                table: route.table,
+                scope: route.scope,
+            },
+        }
+    }
 }
 
 fn route(route: &ResultRoute) -> IpamRoute {

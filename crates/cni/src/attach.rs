@@ -6,14 +6,11 @@
 //! A surprise: the calling thread ends up in the pod's network namespace, and only `host` still leads to the node's. The
 //! plugin is a process for one attachment.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
 use podspan_kernel::{
     Errno, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions, RouteProtocol,
     VethEnd, VethPair, sysctl,
 };
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use crate::addresses::{AddressStore, Addresses, PodAddress};
 use crate::bridge::ensure_bridge;
@@ -22,7 +19,7 @@ use crate::error::Error;
 use crate::ipam::IpamError;
 use crate::netconf::{Gateway, NetConf};
 use crate::request::PodRequest;
-use crate::result::{CniResult, Interface, Ip, ResultRoute};
+use crate::result::{CniResult, Interface, Ip, result_route};
 
 /// Attaches the pod and tells how. `host` is a socket in the node's network namespace, where the caller is; `store` is
 /// where the addresses go back to when something fails.
@@ -240,13 +237,6 @@ impl NewAttachment<'_> {
     fn routes(&self) -> Vec<Route> {
         let mut routes: Vec<Route> = Vec::new();
         for wanted in &self.addresses.routes {
-            let options = RouteOptions {
-                metric: wanted.priority,
-                mtu: wanted.mtu,
-                advmss: wanted.advmss,
-                table: wanted.table,
-                scope: wanted.scope,
-            };
             let same_family =
                 |address: &&PodAddress| address.net.addr().is_ipv4() == wanted.dst.is_ipv4();
             let gateway = self
@@ -255,7 +245,11 @@ impl NewAttachment<'_> {
                 .iter()
                 .find(same_family)
                 .and_then(|address| address.gateway);
-            routes.push(pod_route(wanted.dst, wanted.gw.or(gateway), options));
+            let route = Route::from(wanted.clone());
+            routes.push(Route {
+                next_hop: route.next_hop.or(gateway),
+                ..route
+            });
         }
         if self.conf.gateway == Gateway::Default {
             for gateway in self
@@ -266,7 +260,13 @@ impl NewAttachment<'_> {
             {
                 let dst = Prefix::default_route(gateway);
                 if !routes.iter().any(|route| route.dst == dst) {
-                    routes.push(pod_route(dst, Some(gateway), RouteOptions::default()));
+                    routes.push(Route {
+                        dst,
+                        next_hop: Some(gateway),
+                        link: None,
+                        protocol: RouteProtocol::BOOT,
+                        options: RouteOptions::default(),
+                    });
                 }
             }
         }
@@ -324,7 +324,7 @@ impl NewAttachment<'_> {
                 interface(pod_veth, Some(pod_mac), host_link.mtu, sandbox),
             ],
             ips: self.addresses.list.iter().map(result_ip).collect(),
-            routes: routes.into_iter().map(result_route).collect(),
+            routes: routes.iter().map(result_route).collect(),
             dns: match self.conf.dns.is_empty() {
                 true => self.addresses.dns.clone(),
                 false => self.conf.dns.clone(),
@@ -340,15 +340,8 @@ fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
     Mac([first | 0x04, b, c, d, e, f])
 }
 
-fn pod_route(dst: Prefix, next_hop: Option<IpAddr>, options: RouteOptions) -> Route {
-    Route {
-        dst,
-        next_hop,
-        link: None,
-        protocol: RouteProtocol::BOOT,
-        options,
-    }
-}
+/// The pod's end in the result's list of interfaces, behind the bridge and the host's end.
+const POD_INTERFACE: usize = 2;
 
 fn result_ip(address: &PodAddress) -> Ip {
     Ip {
@@ -356,29 +349,5 @@ fn result_ip(address: &PodAddress) -> Ip {
         gateway: address.gateway,
         interface: Some(POD_INTERFACE),
         other: Map::new(),
-    }
-}
-
-/// The pod's end in the result's list of interfaces, behind the bridge and the host's end.
-const POD_INTERFACE: usize = 2;
-
-fn result_route(route: Route) -> ResultRoute {
-    let options = route.options;
-    let numbers = [
-        ("mtu", options.mtu),
-        ("advmss", options.advmss),
-        ("priority", options.metric),
-        ("table", options.table),
-        ("scope", options.scope.map(u32::from)),
-    ];
-    let other = numbers
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), Value::from(value?))))
-        .collect();
-    let dst: IpNet = route.dst.net();
-    ResultRoute {
-        dst,
-        gw: route.next_hop,
-        other,
     }
 }

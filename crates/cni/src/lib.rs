@@ -14,6 +14,7 @@ pub mod error;
 pub mod ipam;
 pub mod netconf;
 pub mod plugin;
+pub mod program;
 pub mod request;
 pub mod requested;
 pub mod result;

@@ -1,23 +1,32 @@
 //! `podspan-cni`: the CNI plugin. The container runtime runs it once for every event of a pod.
 
 use std::io::{stdin, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 
 use podspan_cni::plugin::{Streams, serve};
+use podspan_cni::program::Program;
+use podspan_cni::program::install::{Foreign, install};
 use podspan_cni::version::Version;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let program = Program::of(arguments.next().as_deref());
+    let arguments: Vec<_> = arguments.collect();
     let streams = Streams {
         input: stdin().lock(),
         output: stdout().lock(),
     };
-    match serve(|name| std::env::var_os(name), streams) {
+    match serve(program, |name| std::env::var_os(name), streams) {
         Some(true) => ExitCode::SUCCESS,
         Some(false) => ExitCode::FAILURE,
-        None => {
-            about();
-            ExitCode::SUCCESS
-        }
+        None => match arguments.as_slice() {
+            [verb, dir] if verb == "install" => install_into(Path::new(dir), Foreign::Keep),
+            [verb, force, dir] if verb == "install" && force == "--force" => {
+                install_into(Path::new(dir), Foreign::Replace)
+            }
+            _ => about(),
+        },
     }
 }
 
@@ -26,7 +35,8 @@ fn main() -> ExitCode {
     clippy::print_stderr,
     reason = "standard output belongs to the protocol"
 )]
-fn about() {
+fn about() -> ExitCode {
+    let names = Program::REFERENCE.map(|(name, _)| name).join(", ");
     eprintln!(
         "podspan-cni {}: the Podspan CNI plugin",
         env!("CARGO_PKG_VERSION")
@@ -37,4 +47,31 @@ fn about() {
     );
     eprintln!("A container runtime runs it, from /opt/cni/bin; to attach a container by hand:");
     eprintln!("  podspan add <container> <namespace>");
+    eprintln!("To put it there, also in the place of the reference plugins {names}:");
+    eprintln!("  podspan-cni install [--force] /opt/cni/bin");
+    ExitCode::SUCCESS
+}
+
+#[expect(clippy::print_stderr, reason = "a person runs it")]
+fn install_into(dir: &Path, foreign: Foreign) -> ExitCode {
+    let installed =
+        std::env::current_exe().and_then(|executable| install(&executable, dir, foreign));
+    match installed {
+        Ok(installed) => {
+            for path in installed.made {
+                eprintln!("installed {}", path.display());
+            }
+            for path in installed.kept {
+                eprintln!(
+                    "kept {}, which is somebody else's; --force replaces it",
+                    path.display()
+                );
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("podspan-cni: install: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

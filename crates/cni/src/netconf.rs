@@ -17,12 +17,10 @@ use crate::attachment::{AttachmentId, NetworkName};
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
+use crate::program::{Defaults, Program};
 use crate::requested::Requested;
 use crate::result::CniResult;
 use crate::version::Version;
-
-/// The bridge where none is named.
-const DEFAULT_BRIDGE: &str = "podspan0";
 
 /// A configuration of which only the outermost is known to be right.
 #[derive(Debug)]
@@ -37,8 +35,10 @@ pub struct Input {
 }
 
 /// What the environment says besides the request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Surroundings {
+    /// What the executable is called; its defaults follow.
+    pub program: Program,
     /// `CNI_PATH`: where the plugins are that this one may delegate to.
     pub cni_path: Option<OsString>,
     /// `CNI_ARGS`: what is asked for this one pod.
@@ -172,8 +172,12 @@ impl Input {
         let ipam = self.keys.get("ipam").unwrap_or(&Value::Null);
         Ok(match foreign_ipam(ipam) {
             Some(name) => AddressStore::Delegated(self.delegate(name)?),
-            None => AddressStore::Own(data_dir(ipam)),
+            None => AddressStore::Own(data_dir(ipam, self.defaults().data_dir)),
         })
+    }
+
+    fn defaults(&self) -> Defaults {
+        self.surroundings.program.defaults()
     }
 
     fn delegate(&self, name: &str) -> Result<Delegate, Error> {
@@ -199,9 +203,10 @@ impl Input {
         match (ipam, foreign_ipam(ipam)) {
             (Value::Object(keys), _) if keys.is_empty() => Ok(AddressSource::None),
             (_, Some(name)) => Ok(AddressSource::Delegated(self.delegate(name)?)),
-            (_, None) => Ok(AddressSource::Own(IpamConfig::from_json(&with_ranges(
-                ipam, ip_ranges,
-            ))?)),
+            (_, None) => Ok(AddressSource::Own(IpamConfig::from_json(
+                &with_ranges(ipam, ip_ranges),
+                self.defaults().data_dir,
+            )?)),
         }
     }
 
@@ -290,15 +295,19 @@ impl Input {
             .bridge
             .as_deref()
             .filter(|name| !name.is_empty())
-            .unwrap_or(DEFAULT_BRIDGE);
+            .unwrap_or(self.defaults().bridge);
         Ok(NetConf {
             network: self.network.clone(),
             bridge: bridge
                 .parse()
                 .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
-            gateway: gateway(raw.is_gateway, raw.is_default_gateway),
+            gateway: gateway(
+                raw.is_gateway,
+                raw.is_default_gateway,
+                self.defaults().gateway,
+            ),
             mtu: checked_mtu(raw.mtu, &addresses)?,
-            hairpin: hairpin(&raw)?,
+            hairpin: hairpin(&raw, self.defaults().hairpin)?,
             port_isolation: raw.port_isolation.unwrap_or(false),
             promiscuous: raw.promisc_mode.unwrap_or(false),
             force_address: raw.force_address.unwrap_or(false),
@@ -312,23 +321,24 @@ impl Input {
     }
 }
 
-/// The default is a default gateway, unless `isGateway` says no; `isDefaultGateway` includes `isGateway`.
-fn gateway(is_gateway: Option<bool>, is_default: Option<bool>) -> Gateway {
+/// `isDefaultGateway` includes `isGateway`; where neither is said, `default` is meant of both.
+fn gateway(is_gateway: Option<bool>, is_default: Option<bool>, default: bool) -> Gateway {
     match (is_gateway, is_default) {
-        (_, Some(true)) | (None | Some(true), None) => Gateway::Default,
-        (Some(true), Some(false)) => Gateway::Present,
-        (Some(false), _) | (None, Some(false)) => Gateway::None,
+        (_, Some(true)) => Gateway::Default,
+        (None | Some(true), None) if default => Gateway::Default,
+        (Some(true), None | Some(false)) => Gateway::Present,
+        (Some(false) | None, None | Some(false)) => Gateway::None,
     }
 }
 
 /// A promiscuous bridge has every frame anyhow: the two exclude each other, as with the bridge plugin.
-fn hairpin(raw: &Raw) -> Result<bool, Error> {
+fn hairpin(raw: &Raw, default: bool) -> Result<bool, Error> {
     match (raw.promisc_mode, raw.hairpin_mode) {
         (Some(true), Some(true)) => Err(Error::Config(
             "promiscMode and hairpinMode are both true; choose one".into(),
         )),
         (Some(true), None) => Ok(false),
-        (_, hairpin) => Ok(hairpin.unwrap_or(true)),
+        (_, hairpin) => Ok(hairpin.unwrap_or(default)),
     }
 }
 
@@ -404,6 +414,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn around() -> Surroundings {
+        Surroundings {
+            program: Program::Podspan,
+            cni_path: None,
+            cni_args: None,
+        }
+    }
+
     /// The configuration with these keys put in.
     fn parse(changes: Value) -> Result<NetConf, String> {
         let mut conf = json!({
@@ -414,7 +432,7 @@ mod tests {
             conf[key] = value.clone();
         }
         let bytes = serde_json::to_vec(&conf).unwrap();
-        Input::parse(&bytes, Surroundings::default())
+        Input::parse(&bytes, around())
             .and_then(|input| input.netconf())
             .map_err(|error| format!("{} {error}", error.code()))
     }
@@ -471,7 +489,7 @@ mod tests {
         );
         assert!(parse(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": []})).is_ok());
         assert!(refused(json!({"ipam": null})).starts_with("7 ipam is missing"));
-        let garbage = Input::parse(b"[1]", Surroundings::default()).unwrap_err();
+        let garbage = Input::parse(b"[1]", around()).unwrap_err();
         assert_eq!(garbage.code(), 6);
     }
 
@@ -488,7 +506,7 @@ mod tests {
             conf.as_object_mut()
                 .unwrap()
                 .extend(keys.as_object().unwrap().clone());
-            Input::parse(&serde_json::to_vec(&conf).unwrap(), Surroundings::default())
+            Input::parse(&serde_json::to_vec(&conf).unwrap(), around())
                 .unwrap()
                 .valid_attachments()
         };
@@ -515,7 +533,7 @@ mod tests {
     fn del_needs_no_more_than_the_name_and_the_directory() {
         let conf =
             br#"{"cniVersion":"1.0.0","name":"n","ipam":{"ranges":"broken","dataDir":"/tmp/x"}}"#;
-        let input = Input::parse(conf, Surroundings::default()).unwrap();
+        let input = Input::parse(conf, around()).unwrap();
         assert!(
             matches!(input.address_store(), Ok(AddressStore::Own(dir)) if dir == Path::new("/tmp/x"))
         );

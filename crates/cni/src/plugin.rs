@@ -12,6 +12,7 @@ use crate::check::check;
 use crate::detach::{collect_garbage, detach};
 use crate::error::Error;
 use crate::netconf::{Input, Surroundings};
+use crate::program::{Program, serve_host_local, serve_loopback};
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
 use crate::version::Version;
@@ -28,6 +29,7 @@ pub struct Streams<I, O> {
 ///
 /// Returns false when it failed; the error is then on the output. None means that no command was given.
 pub fn serve<I: Read, O: Write>(
+    program: Program,
     variable: impl Fn(&str) -> Option<OsString>,
     mut streams: Streams<I, O>,
 ) -> Option<bool> {
@@ -45,17 +47,20 @@ pub fn serve<I: Read, O: Write>(
     if request == Request::Version {
         return Some(streams.answer_version(&bytes));
     }
-    let input = match Input::parse(&bytes, surroundings(&variable)) {
+    let input = match Input::parse(&bytes, surroundings(program, &variable)) {
         Ok(input) => input,
         Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
     };
-    let outcome = match request {
-        Request::Add(pod) => add(&input, &pod, &mut streams),
-        Request::Del(pod) => del(&input, &pod),
-        Request::Check(pod) => check_attachment(&input, &pod),
-        Request::Gc => gc(&input),
-        Request::Status => status(&input),
-        Request::Version => Ok(()),
+    let outcome = match require_version(&request, &input) {
+        Err(error) => Err(error),
+        Ok(()) => match program {
+            Program::Podspan | Program::Bridge => serve_bridge(&request, &input, &mut streams),
+            Program::HostLocal => serve_host_local(&request, &input)
+                .and_then(|result| streams.tell(result, input.version))
+                .or_else(|error| undo_host_local(&request, &input, error)),
+            Program::Loopback => serve_loopback(&request, &input)
+                .and_then(|result| streams.tell(result, input.version)),
+        },
     };
     Some(match outcome {
         Ok(()) => true,
@@ -63,8 +68,48 @@ pub fn serve<I: Read, O: Write>(
     })
 }
 
-fn surroundings(variable: impl Fn(&str) -> Option<OsString>) -> Surroundings {
+/// Each command needs a version that has it (T15).
+fn require_version(request: &Request, input: &Input) -> Result<(), Error> {
+    match request {
+        Request::Check(_) => input.require("CHECK", Version::V0_4_0),
+        Request::Gc => input.require("GC", Version::V1_1_0),
+        Request::Status => input.require("STATUS", Version::V1_1_0),
+        Request::Add(_) | Request::Del(_) | Request::Version => Ok(()),
+    }
+}
+
+fn serve_bridge<I, O: Write>(
+    request: &Request,
+    input: &Input,
+    streams: &mut Streams<I, O>,
+) -> Result<(), Error> {
+    match request {
+        Request::Add(pod) => add(input, pod, streams),
+        Request::Del(pod) => del(input, pod),
+        Request::Check(pod) => check_attachment(input, pod),
+        Request::Gc => gc(input),
+        Request::Status => status(input),
+        Request::Version => Ok(()),
+    }
+}
+
+/// An ADD that could not tell its result gives the addresses back; one that found some there did not take them.
+fn undo_host_local(request: &Request, input: &Input, error: Error) -> Result<(), Error> {
+    let Request::Add(pod) = request else {
+        return Err(error);
+    };
+    if !matches!(error, Error::Io(_)) {
+        return Err(error);
+    }
+    let freed = input
+        .address_store()?
+        .give_back(&input.network, &pod.attachment);
+    Error::from_all([Some(error), freed.err()].into_iter().flatten().collect())
+}
+
+fn surroundings(program: Program, variable: impl Fn(&str) -> Option<OsString>) -> Surroundings {
     Surroundings {
+        program,
         cni_path: variable("CNI_PATH"),
         cni_args: variable("CNI_ARGS").map(|text| text.to_string_lossy().into_owned()),
     }
@@ -124,7 +169,6 @@ fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
 }
 
 fn check_attachment(input: &Input, pod: &PodRequest) -> Result<(), Error> {
-    input.require("CHECK", Version::V0_4_0)?;
     let added = input.prev_result()?.ok_or_else(|| {
         Error::Config("prevResult is missing; CHECK needs the result of the ADD".into())
     })?;
@@ -132,17 +176,23 @@ fn check_attachment(input: &Input, pod: &PodRequest) -> Result<(), Error> {
 }
 
 fn gc(input: &Input) -> Result<(), Error> {
-    input.require("GC", Version::V1_1_0)?;
     let valid = input.valid_attachments()?;
     collect_garbage(&input.network, &valid, &input.address_store()?)
 }
 
 fn status(input: &Input) -> Result<(), Error> {
-    input.require("STATUS", Version::V1_1_0)?;
     input.netconf()?.addresses.status(&input.network)
 }
 
 impl<I, O: Write> Streams<I, O> {
+    /// Writes the result, where there is one.
+    fn tell(&mut self, result: Option<CniResult>, version: Version) -> Result<(), Error> {
+        match result {
+            Some(result) => self.write(&result.to_json(version)?),
+            None => Ok(()),
+        }
+    }
+
     /// In one piece: standard output would otherwise be written line by line.
     fn write(&mut self, value: &Value) -> Result<(), Error> {
         let text = format!("{value:#}\n");

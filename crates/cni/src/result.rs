@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use legacy::LegacyResult;
+use podspan_kernel::Route;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -139,6 +140,26 @@ impl CniResult {
             }
         }
         Ok(Value::Object(keys))
+    }
+}
+
+/// A route as results tell it.
+pub fn result_route(route: &Route) -> ResultRoute {
+    let options = &route.options;
+    let numbers = [
+        ("mtu", options.mtu),
+        ("advmss", options.advmss),
+        ("priority", options.metric),
+        ("table", options.table),
+        ("scope", options.scope.map(u32::from)),
+    ];
+    let other = numbers
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.into())));
+    ResultRoute {
+        dst: route.dst.net(),
+        gw: route.next_hop,
+        other: other.collect(),
     }
 }
 

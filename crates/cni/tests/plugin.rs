@@ -837,7 +837,7 @@ fn duplicate_address_detection_is_waited_for_where_it_is_on() {
     let (node, pod) = (Node::new(), Pod::new());
     let conf = node.conf(json!({"enabledad": true}));
     let added = node.add("c1", &pod, &conf).expect_ok();
-    let shown = pod.ip("-6 addr show eth0").to_string();
+    let shown = pod.ip("-6 addr show dev eth0 scope global").to_string();
     assert!(
         !shown.contains("tentative") && !shown.contains("nodad"),
         "{shown}"
@@ -971,6 +971,115 @@ fn t23_t27_t28_t30_t32_another_ipam_plugin_is_told_every_command() {
     assert!(
         code == 4 && text.contains("nobody-s-ipam") && text.contains("CNI_PATH"),
         "{code} {text}"
+    );
+}
+
+/// The plugin's process under a reference plugin's name.
+fn named(node: &Node, name: &str, command: &str) -> std::process::Command {
+    let link = node.data.path().join(name);
+    if !link.exists() {
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_podspan-cni"), &link).unwrap();
+    }
+    let ours = node.command(&[], command, "c1");
+    let mut process = std::process::Command::new(link);
+    process.env_clear().envs(
+        ours.get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    for stream in [std::process::Command::stdin, std::process::Command::stdout] {
+        stream(&mut process, std::process::Stdio::piped());
+    }
+    process
+}
+
+#[test]
+fn under_the_name_bridge_it_has_the_reference_plugin_s_defaults() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({"type": "bridge"}));
+    let added = run(
+        named(&node, "bridge", "ADD").env("CNI_NETNS", pod.path()),
+        &conf,
+    )
+    .expect_ok();
+    assert_eq!(added.json["interfaces"][0]["name"], "cni0");
+    assert_eq!(pod.ip("route show default"), json!([]));
+    let link = added.json["interfaces"][1]["name"].as_str().unwrap();
+    let port = &node.ns.ip(&format!("-d link show {link}"))[0]["linkinfo"]["info_slave_data"];
+    assert_eq!(port["hairpin"], false);
+    let conf = node.with_prev(&conf, &added);
+    run(
+        named(&node, "bridge", "CHECK").env("CNI_NETNS", pod.path()),
+        &conf,
+    )
+    .expect_ok();
+    run(&mut named(&node, "bridge", "DEL"), &conf).expect_ok();
+    assert_eq!(node.addresses(), Vec::<String>::new());
+}
+
+#[test]
+fn under_the_name_host_local_it_is_the_ipam_alone() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({}));
+    let run_it = |command: &str, conf: &Value| {
+        run(
+            named(&node, "host-local", command).env("CNI_NETNS", pod.path()),
+            conf,
+        )
+    };
+    let added = run_it("ADD", &conf).expect_ok();
+    assert_eq!(
+        added.json["ips"],
+        json!([
+        {"address": "10.244.1.2/24", "gateway": "10.244.1.1"},
+        {"address": "fd00:10:244:1::2/64", "gateway": "fd00:10:244:1::1"}]),
+        "T23: without interfaces"
+    );
+    assert!(added.json.get("interfaces").is_none());
+    assert_eq!(pod.ip("link show").as_array().unwrap().len(), 1);
+    run_it("CHECK", &node.with_prev(&conf, &added)).expect_ok();
+    run_it("STATUS", &conf).expect_ok();
+    assert_eq!(run_it("ADD", &conf).expect_error().0, 102);
+    run_it("DEL", &conf).expect_ok();
+    node.assert_clean("after DEL");
+    assert_eq!(
+        run_it("CHECK", &node.with_prev(&conf, &added))
+            .expect_error()
+            .0,
+        103
+    );
+}
+
+#[test]
+fn under_the_name_loopback_it_sets_lo_up() {
+    let (node, pod) = (Node::new(), Pod::new());
+    pod.ip("link set lo down");
+    let conf = json!({"cniVersion": "0.3.1", "name": "cni-loopback", "type": "loopback"});
+    let run_it = |command: &str, conf: &Value| {
+        run(
+            named(&node, "loopback", command)
+                .env("CNI_NETNS", pod.path())
+                .env("CNI_IFNAME", "lo"),
+            conf,
+        )
+    };
+    let added = run_it("ADD", &conf).expect_ok();
+    assert_eq!(added.json["interfaces"][0]["name"], "lo");
+    assert_eq!(
+        added.json["ips"][0],
+        json!({"address": "127.0.0.1/8", "interface": 0, "version": "4"})
+    );
+    assert!(
+        pod.ip("link show lo")[0]["flags"]
+            .to_string()
+            .contains("UP")
+    );
+    run_it("DEL", &conf).expect_ok();
+    let conf = json!({"cniVersion": "1.0.0", "name": "cni-loopback", "type": "loopback", "prevResult": added.json});
+    run_it("CHECK", &conf).expect_ok();
+    pod.ip("link set lo down");
+    assert_eq!(
+        run_it("CHECK", &conf).expect_error(),
+        (103, "interface lo in the pod is down".into())
     );
 }
 

@@ -12,9 +12,6 @@ use podspan_kernel::{Invalid, Prefix};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Where allocations are kept unless `ipam.dataDir` says otherwise: gone with the boot that they belong to.
-pub const DEFAULT_DATA_DIR: &str = "/run/podspan/ipam";
-
 /// A valid `ipam` block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpamConfig {
@@ -97,19 +94,20 @@ struct RawRoute {
 }
 
 /// The data directory that an `ipam` block names, however broken the rest of it is: DEL frees with a bad range too.
-pub fn data_dir(ipam: &Value) -> PathBuf {
+pub fn data_dir(ipam: &Value, default: &str) -> PathBuf {
     let dir = ipam.get("dataDir").and_then(Value::as_str);
-    present(dir).unwrap_or(DEFAULT_DATA_DIR).into()
+    PathBuf::from(present(dir).unwrap_or(default))
 }
 
 impl IpamConfig {
-    /// Reads the value of the netconf's `ipam` key; unknown keys are accepted.
+    /// Reads the value of the netconf's `ipam` key; unknown keys are accepted. `default_data_dir` is where allocations are
+    /// kept unless `dataDir` says otherwise.
     ///
     /// # Errors
     /// When it breaks a rule of host-local; says which key, which value and what would be right.
-    pub fn from_json(ipam: &Value) -> Result<Self, Invalid> {
+    pub fn from_json(ipam: &Value, default_data_dir: &str) -> Result<Self, Invalid> {
         let block = Block::deserialize(ipam).map_err(|err| Invalid(format!("ipam: {err}")))?;
-        let data_dir = present(block.data_dir.as_deref()).unwrap_or(DEFAULT_DATA_DIR);
+        let data_dir = present(block.data_dir.as_deref()).unwrap_or(default_data_dir);
         let data_dir = PathBuf::from(data_dir);
         if !data_dir.is_absolute() {
             return Err(fault(

@@ -11,7 +11,7 @@ fn sets(subnets: &[&str]) -> Vec<RangeSet> {
         .iter()
         .map(|subnet| json!([{"subnet": subnet}]))
         .collect();
-    IpamConfig::from_json(&json!({ "ranges": ranges }))
+    IpamConfig::from_json(&json!({ "ranges": ranges }), "/run/podspan/ipam")
         .unwrap()
         .range_sets
 }

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 fn parse(ipam: Value) -> Result<IpamConfig, String> {
-    IpamConfig::from_json(&ipam).map_err(|err| err.to_string())
+    IpamConfig::from_json(&ipam, "/run/podspan/ipam").map_err(|err| err.to_string())
 }
 
 fn one_range(range: Value) -> Result<Range, String> {
@@ -157,7 +157,10 @@ fn the_whole_block_of_host_local_is_read() {
         "ranges": [[{"subnet": "fd00::/64"}, {"subnet": "fd01::/64"}]],
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd02::/32", "gw": "fd00::9", "mtu": 1400, "advmss": 1360, "priority": 5, "table": 7, "scope": 253}],
     });
-    assert_eq!(data_dir(&ipam), PathBuf::from("/var/lib/cni/networks"));
+    assert_eq!(
+        data_dir(&ipam, "/run/podspan/ipam"),
+        PathBuf::from("/var/lib/cni/networks")
+    );
     let config = parse(ipam).unwrap();
     assert_eq!(config.data_dir, PathBuf::from("/var/lib/cni/networks"));
     assert_eq!(config.resolv_conf, Some(PathBuf::from("/etc/resolv.conf")));
@@ -189,11 +192,11 @@ fn the_whole_block_of_host_local_is_read() {
 fn the_data_directory_is_found_in_a_broken_block() {
     for (ipam, dir) in [
         (json!({"ranges": "broken", "dataDir": "/tmp/x"}), "/tmp/x"),
-        (json!({"dataDir": ""}), DEFAULT_DATA_DIR),
-        (json!({"dataDir": 7}), DEFAULT_DATA_DIR),
-        (Value::Null, DEFAULT_DATA_DIR),
+        (json!({"dataDir": ""}), "/run/podspan/ipam"),
+        (json!({"dataDir": 7}), "/run/podspan/ipam"),
+        (Value::Null, "/run/podspan/ipam"),
     ] {
-        assert_eq!(data_dir(&ipam), PathBuf::from(dir));
+        assert_eq!(data_dir(&ipam, "/run/podspan/ipam"), PathBuf::from(dir));
     }
 }
 

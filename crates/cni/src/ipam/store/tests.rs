@@ -24,7 +24,7 @@ struct Fixture {
 }
 
 fn sets(ranges: serde_json::Value) -> Vec<RangeSet> {
-    IpamConfig::from_json(&json!({ "ranges": ranges }))
+    IpamConfig::from_json(&json!({ "ranges": ranges }), "/run/podspan/ipam")
         .unwrap()
         .range_sets
 }
