@@ -214,21 +214,21 @@ impl NewAttachment<'_> {
             .list
             .iter()
             .any(|address| address.net.addr().is_ipv6());
-        let mut wanted = vec!["accept_ra"];
-        if has_ipv6 {
-            wanted.push("disable_ipv6");
-        }
-        if has_ipv6 && !self.conf.detect_duplicates {
-            wanted.push("accept_dad");
-        }
-        for key in wanted {
-            // Reading first: a write of `disable_ipv6` spins until the kernel's network lock is free, even when it changes
-            // nothing (`addrconf_disable_ipv6`), and costs a millisecond beside other attachments.
-            match sysctl::ensure(&format!("net/ipv6/conf/{ifname}/{key}"), "0") {
+        let set = |key: &str, how: fn(&str, &str) -> podspan_kernel::Result<()>| {
+            match how(&format!("net/ipv6/conf/{ifname}/{key}"), "0") {
                 // A kernel without IPv6 has no such keys, and a pod without IPv6 needs none.
-                Err(error) if has_ipv6 || !error.is_not_found() => return Err(error.into()),
-                _ => {}
+                Err(error) if has_ipv6 || !error.is_not_found() => Err(error),
+                _ => Ok(()),
             }
+        };
+        set("accept_ra", sysctl::write)?;
+        if has_ipv6 && !self.conf.detect_duplicates {
+            set("accept_dad", sysctl::write)?;
+        }
+        if has_ipv6 {
+            // Reading first: a write of this one spins until the kernel's network lock is free, even when it changes
+            // nothing (`addrconf_disable_ipv6`), and costs a millisecond beside other attachments.
+            set("disable_ipv6", sysctl::ensure)?;
         }
         Ok(())
     }
