@@ -10,6 +10,7 @@ use crate::attachment::{AttachmentId, NetworkName};
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, Ipam, IpamConfig, IpamRoute, boot_id};
+use crate::masquerade;
 use crate::netconf::Gateway;
 use crate::result::ResultRoute;
 
@@ -127,6 +128,11 @@ impl AddressSource {
 }
 
 impl Addresses {
+    /// The addresses without the length of their subnet.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        self.list.iter().map(|address| address.net.addr()).collect()
+    }
+
     /// Where the bridge is a gateway and nobody said its address, it is the first of the subnet.
     pub fn complete_gateways(&mut self, bridge: Gateway) {
         if bridge >= Gateway::Present {
@@ -140,14 +146,29 @@ impl Addresses {
 }
 
 impl AddressStore {
-    /// Gives back the addresses of an attachment; that it has none is fine.
+    /// Gives back the addresses of an attachment, after what stood under them on the node; that it has none is fine.
     ///
     /// # Errors
     /// What failed.
     pub fn give_back(&self, network: &NetworkName, id: &AttachmentId) -> Result<(), Error> {
         match self {
-            Self::Own(dir) => Ok(Ipam::of_network(dir, network, &boot_id()?)?.release(id)?),
-            Self::Delegated(delegate) => delegate.tell("DEL"),
+            Self::Own(dir) => {
+                let store = Ipam::of_network(dir, network, &boot_id()?)?;
+                let addresses = store.find(id)?;
+                if !addresses.is_empty() {
+                    masquerade::stop(&addresses)?;
+                }
+                Ok(store.release(id)?)
+            }
+            Self::Delegated(delegate) => {
+                // The delegate hears of every DEL, whatever became of ours (T27).
+                let stopped = id
+                    .alias(network)
+                    .map_err(Error::from)
+                    .and_then(|alias| masquerade::stop_all_of(&alias));
+                let freed = delegate.tell("DEL");
+                Error::from_all([stopped.err(), freed.err()].into_iter().flatten().collect())
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::bridge::ensure_bridge;
 use crate::detach::detach;
 use crate::error::Error;
 use crate::ipam::IpamError;
+use crate::masquerade::masquerade;
 use crate::netconf::{Gateway, NetConf};
 use crate::request::PodRequest;
 use crate::result::{CniResult, Interface, Ip, result_route};
@@ -117,7 +118,7 @@ struct NewAttachment<'a> {
 }
 
 impl NewAttachment<'_> {
-    /// Makes the veth pair, then everything inside the pod.
+    /// Makes the veth pair and what the node does for it, then everything inside the pod.
     fn connect(&self, host: &mut Netlink) -> Result<CniResult, Error> {
         let id = &self.request.attachment;
         let host_veth = id.host_veth(&self.conf.network);
@@ -149,6 +150,10 @@ impl NewAttachment<'_> {
                 ..LinkChange::default()
             },
         )?;
+
+        if self.conf.masquerade {
+            masquerade(&self.conf.bridge, &alias, &self.addresses.ips())?;
+        }
 
         let routes = self.routes();
         self.pod_netns.enter()?;

@@ -9,6 +9,7 @@ use crate::addresses::AddressSource;
 use crate::attach::open_pod_netns;
 use crate::error::Error;
 use crate::ipam::{Ipam, boot_id};
+use crate::masquerade::missing;
 use crate::netconf::{Gateway, NetConf};
 use crate::request::PodRequest;
 use crate::result::{CniResult, Ip};
@@ -104,6 +105,12 @@ impl Check<'_> {
             return Ok(());
         };
         self.expect(bridge.up, || format!("bridge {} is down", conf.bridge));
+        if conf.masquerade {
+            let wanted: Vec<_> = self.pod_ips().map(|ip| ip.address.addr()).collect();
+            for ip in missing(&wanted)? {
+                self.deviations.push(format!("{ip} is not masqueraded"));
+            }
+        }
         if conf.gateway >= Gateway::Present {
             self.gateways(netlink, bridge.index)?;
         }

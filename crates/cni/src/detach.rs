@@ -55,12 +55,18 @@ pub fn collect_garbage(
     let mut errors = Vec::new();
     let mut keep = valid.clone();
     for id in lost {
-        if let Err(error) = remove_host_veth(&mut netlink, network, &id) {
+        let detached = match store {
+            AddressStore::Own(_) => detach(&mut netlink, network, &id, store),
+            // It is told once, of all.
+            AddressStore::Delegated(_) => remove_host_veth(&mut netlink, network, &id),
+        };
+        if let Err(error) = detached {
             errors.push(error);
             keep.insert(id);
         }
     }
     let freed = match store {
+        // What is left has no owner: damage.
         AddressStore::Own(dir) => boot_id()
             .and_then(|boot| Ipam::of_network(dir, network, &boot)?.retain(&keep))
             .map_err(Error::Ipam),

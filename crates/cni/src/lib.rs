@@ -12,6 +12,7 @@ pub mod delegate;
 pub mod detach;
 pub mod error;
 pub mod ipam;
+pub mod masquerade;
 pub mod netconf;
 pub mod plugin;
 pub mod program;

@@ -64,6 +64,8 @@ pub struct NetConf {
     pub promiscuous: bool,
     /// Addresses of the bridge that overlap with a gateway's subnet and are not a gateway's are removed.
     pub force_address: bool,
+    /// What a pod sends out of its network goes out under the node's address.
+    pub masquerade: bool,
     /// IPv6 addresses are used after duplicate address detection only.
     pub detect_duplicates: bool,
     /// The pod's interface is left down.
@@ -103,20 +105,14 @@ struct Raw {
     force_address: Option<bool>,
     // Written so by the bridge plugin.
     enabledad: Option<bool>,
+    ip_masq: Option<bool>,
     disable_container_interface: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
 }
 
 /// Keys of the bridge plugin that this version does not serve: refused where they ask for something (error code 2).
-const NOT_SERVED: [&str; 6] = [
-    "ipMasq",
-    "ipMasqBackend",
-    "macspoofchk",
-    "preserveDefaultVlan",
-    "vlan",
-    "vlanTrunk",
-];
+const NOT_SERVED: [&str; 4] = ["macspoofchk", "preserveDefaultVlan", "vlan", "vlanTrunk"];
 
 /// The least MTU: that of IPv6 (RFC 8200, section 5). IPv4 alone needs 68.
 const MTU_MIN_IPV6: u32 = 1280;
@@ -311,6 +307,7 @@ impl Input {
             port_isolation: raw.port_isolation.unwrap_or(false),
             promiscuous: raw.promisc_mode.unwrap_or(false),
             force_address: raw.force_address.unwrap_or(false),
+            masquerade: raw.ip_masq.unwrap_or(false),
             detect_duplicates: raw.enabledad.unwrap_or(false),
             interface_down: interface_down(&raw, &addresses)?,
             wanted_ips: requested.ips,
@@ -484,8 +481,8 @@ mod tests {
         assert!(refused(json!({"mtu": "big"})).starts_with("7 mtu: invalid type: string \"big\""));
         assert!(refused(json!({"bridge": "a b"})).starts_with("7 bridge: interface name \"a b\""));
         assert_eq!(
-            refused(json!({"ipMasq": true})),
-            "2 ipMasq: true is not served by this version"
+            refused(json!({"macspoofchk": true})),
+            "2 macspoofchk: true is not served by this version"
         );
         assert!(parse(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": []})).is_ok());
         assert!(refused(json!({"ipam": null})).starts_with("7 ipam is missing"));

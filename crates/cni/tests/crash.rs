@@ -70,8 +70,14 @@ fn run_killed(node: &Node, pod: &Pod, conf: &Value, (command, at): (&str, &(Stri
 
 #[test]
 fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
+    for conf in [json!({}), json!({"ipMasq": true})] {
+        add_killed_and_then_del(&conf);
+    }
+}
+
+fn add_killed_and_then_del(changes: &Value) {
     let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(json!({}));
+    let conf = node.conf(changes.clone());
     // The bridge is made once and for all; its making has a test of its own.
     node.add("first", &Pod::new(), &conf).expect_ok();
     node.del("first", &conf).expect_ok();
@@ -101,7 +107,7 @@ fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
 #[test]
 fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
     let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(json!({}));
+    let conf = node.conf(json!({"ipMasq": true}));
     node.add("c1", &pod, &conf).expect_ok();
     let points = points(&trace(&node, "DEL", &pod, &conf));
     assert!(

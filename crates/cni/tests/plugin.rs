@@ -788,6 +788,100 @@ fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
     assert_eq!(ips, ["10.9.9.7/24", "10.244.1.2/24", "fd00:10:244:1::2/64"]);
 }
 
+/// A machine beside the node, outside of the network, that tells who connected to it.
+fn outside(node: &Node) -> (Pod, std::net::TcpListener) {
+    let outside = Pod::new();
+    node.ns.ip(&format!(
+        "link add up0 type veth peer name up1 netns {}",
+        outside.path().display()
+    ));
+    node.ns.ip("addr add 203.0.113.1/24 dev up0");
+    node.ns.ip("addr add 2001:db8::1/64 dev up0 nodad");
+    node.ns.ip("link set up0 up");
+    for command in [
+        "addr add 203.0.113.2/24 dev up1",
+        "addr add 2001:db8::2/64 dev up1 nodad",
+        "link set up1 up",
+        "route add 10.244.0.0/16 via 203.0.113.1",
+        "-6 route add fd00:10:244::/48 via 2001:db8::1",
+    ] {
+        outside.ip(command);
+    }
+    let listener = outside.listen();
+    (outside, listener)
+}
+
+/// The address that the server sees when the pod connects to it.
+fn seen_by(listener: &std::net::TcpListener, pod: &Pod, ip: &str) -> String {
+    assert!(pod.reaches(ip), "{ip}");
+    listener.accept().unwrap().1.ip().to_canonical().to_string()
+}
+
+#[test]
+fn masquerading_is_for_what_leaves_the_network_and_for_no_pod_that_did_not_ask() {
+    let node = Node::new();
+    let (_outside, server) = outside(&node);
+    let (masked, plain) = (Pod::new(), Pod::new());
+    let conf = node.conf(json!({"ipMasq": true}));
+    let added = node.add("masked", &masked, &conf).expect_ok();
+    node.add("plain", &plain, &node.conf(json!({}))).expect_ok();
+    assert_eq!(seen_by(&server, &masked, "203.0.113.2"), "203.0.113.1");
+    assert_eq!(seen_by(&server, &masked, "2001:db8::2"), "2001:db8::1");
+    assert_eq!(seen_by(&server, &plain, "203.0.113.2"), "10.244.1.3");
+    assert_eq!(seen_by(&server, &plain, "2001:db8::2"), "fd00:10:244:1::3");
+    let in_plain = plain.listen();
+    assert_eq!(
+        seen_by(&in_plain, &masked, "10.244.1.3"),
+        "10.244.1.2",
+        "pods see each other's own address"
+    );
+    assert_eq!(
+        seen_by(&in_plain, &masked, "fd00:10:244:1::3"),
+        "fd00:10:244:1::2"
+    );
+    node.check("masked", &masked, &node.with_prev(&conf, &added))
+        .expect_ok();
+
+    // DEL finds what ADD made, whatever the configuration has become.
+    node.del("masked", &node.conf(json!({}))).expect_ok();
+    assert_eq!(node.masqueraded(), Vec::<String>::new());
+    let (code, _) = node
+        .check("masked", &masked, &node.with_prev(&conf, &added))
+        .expect_error();
+    assert_eq!(code, 103);
+    node.del("plain", &conf).expect_ok();
+    node.assert_clean("after DEL");
+    node.assert_foreign_survives();
+}
+
+#[test]
+fn masquerading_goes_with_gc_and_with_addresses_of_another_ipam_plugin() {
+    let node = Node::new();
+    let conf = node.conf(json!({"ipMasq": true}));
+    let pods: Vec<_> = (0..3).map(|_| Pod::new()).collect();
+    node.add("lost", &pods[0], &conf).expect_ok();
+    node.add("kept", &pods[1], &conf).expect_ok();
+    let mut valid = conf.clone();
+    valid["cni.dev/valid-attachments"] = json!([{"containerID": "kept", "ifname": "eth0"}]);
+    run(&mut node.command(&[], "GC", ""), &valid).expect_ok();
+    assert_eq!(node.masqueraded(), ["10.244.1.3", "fd00:10:244:1::3"]);
+    node.del("kept", &conf).expect_ok();
+
+    let (dir, _) = foreign_ipam(&node);
+    let conf = node.conf(json!({"ipMasq": true, "ipam": {"type": "their-ipam"}}));
+    for (command, left) in [("ADD", 1), ("DEL", 0)] {
+        let mut process = node.command(&[], command, "c1");
+        run(
+            process
+                .env("CNI_NETNS", pods[2].path())
+                .env("CNI_PATH", &dir),
+            &conf,
+        )
+        .expect_ok();
+        assert_eq!(node.masqueraded().len(), left, "{command}");
+    }
+}
+
 #[test]
 fn isolated_ports_reach_the_node_and_not_each_other() {
     let node = Node::new();

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use podspan_cni::attachment::MARK;
+use podspan_cni::masquerade::TABLE;
+use podspan_kernel::nft::{Batch, Nft};
 use podspan_kernel::{Netlink, RouteProtocol};
 use serde::Serialize;
 
@@ -67,6 +69,7 @@ fn clean(conflist: &Path, run: &Path) -> Cleanup {
         }
         Err(error) => cleanup.fail(&error.into()),
     }
+    cleanup.packet_filter();
     for name in OF_RUN {
         let directory = run.join(name);
         let what = format!("directory {}", directory.display());
@@ -97,6 +100,20 @@ impl Cleanup {
             Ok(()) => self.removed.push(what),
             Err(error) => self.fail(&error),
         }
+    }
+
+    /// The table of ours, where there is one; a kernel without nftables has none.
+    fn packet_filter(&mut self) {
+        let Ok(mut nft) = Nft::open() else { return };
+        if !matches!(nft.has_table(TABLE), Ok(true)) {
+            return;
+        }
+        let mut batch = Batch::new();
+        batch.delete_table(TABLE);
+        self.note(
+            format!("nft table {TABLE}"),
+            nft.commit(batch).map_err(Into::into),
+        );
     }
 
     fn links(&mut self, netlink: &mut Netlink) {
@@ -163,7 +180,9 @@ mod tests {
         ns.ip("route add 10.244.2.0/24 via 192.168.1.12 proto 112");
         ns.ip("-6 route add fd00:10:244:2::/64 via fd00:192::12 proto 112");
         ns.ip("route add 10.9.0.0/24 via 192.168.1.12 proto static");
-        nft("add table inet foreign; add chain inet foreign c1");
+        nft(
+            "add table inet foreign; add chain inet foreign c1; add table inet podspan; add table ip podspan",
+        );
 
         let cleanup = clean(&conflist, &run);
         assert_eq!(cleanup.failed, [""; 0]);
@@ -173,6 +192,7 @@ mod tests {
             "link podspan0 (podspan:bridge)".to_owned(),
             "route 10.244.2.0/24 via 192.168.1.12 proto 112".to_owned(),
             "route fd00:10:244:2::/64 via fd00:192::12 proto 112".to_owned(),
+            "nft table inet podspan".to_owned(),
             format!("directory {}", run.join("ipam").display()),
         ];
         assert_eq!(cleanup.removed, expected);
@@ -186,7 +206,7 @@ mod tests {
             .collect();
         assert_eq!(names, ["lo", "foreign0", "x2", "foreign1"]);
         assert_eq!(ns.ip("route show proto static")[0]["dst"], "10.9.0.0/24");
-        assert_eq!(nft("list tables"), "table inet foreign\n");
+        assert_eq!(nft("list tables"), "table inet foreign\ntable ip podspan\n");
         assert!(directory.path().join("20-other.conflist").exists() && run.join("lab").exists());
         assert!(clean(&conflist, &run).removed.is_empty(), "twice is once");
     }

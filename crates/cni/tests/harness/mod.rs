@@ -7,8 +7,10 @@
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use podspan_kernel::Netns;
@@ -40,6 +42,13 @@ impl Node {
         ns.ip("addr add 192.0.2.1/24 dev foreign0");
         ns.ip("link add pod0 type veth peer name pod1");
         ns.ip("route add 198.51.100.0/24 via 192.0.2.2 proto static");
+        let nft = Command::new("nft")
+            .args(["add", "table", "inet", "foreign"])
+            .status();
+        assert!(
+            nft.is_ok_and(|status| status.success()),
+            "nft of nftables is installed"
+        );
         Self {
             ns,
             data: tempfile::tempdir().unwrap(),
@@ -138,6 +147,26 @@ impl Node {
         addresses
     }
 
+    /// The addresses that are masqueraded, as `nft` lists them.
+    pub fn masqueraded(&self) -> Vec<String> {
+        let output = Command::new("nft")
+            .args(["-j", "list", "table", "inet", "podspan"])
+            .output()
+            .unwrap();
+        let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let objects = listed["nftables"].as_array().cloned().unwrap_or_default();
+        let sets = objects.iter().map(|object| &object["set"]);
+        let of_pods = sets.filter(|set| {
+            set["name"]
+                .as_str()
+                .is_some_and(|name| name.starts_with("masq"))
+        });
+        let elements = of_pods.flat_map(|set| set["elem"].as_array().cloned().unwrap_or_default());
+        elements
+            .map(|element| element["elem"]["val"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
     /// The records of attachments, sorted.
     pub fn records(&self) -> Vec<String> {
         let path = self.data.path().join("net/attachments");
@@ -153,7 +182,7 @@ impl Node {
 
     /// The names of all links that are not there from the beginning and not the bridge.
     pub fn pod_links(&self) -> Vec<String> {
-        let known = ["lo", "foreign0", "pod0", "pod1", "podspan0"];
+        let known = ["lo", "foreign0", "pod0", "pod1", "podspan0", "up0"];
         let links = self.ns.ip("link show");
         let names = links
             .as_array()
@@ -287,4 +316,27 @@ pub fn run_raw(process: &mut Command, conf: &Value) -> Output {
         .unwrap()
         .write_all(conf.to_string().as_bytes());
     child.wait_with_output().unwrap()
+}
+
+/// The same with an end: after `limit` the process and all that it started are killed, which its status then tells.
+pub fn run_within(limit: Duration, process: &mut Command, conf: &Value) -> Output {
+    let mut child = process.process_group(0).spawn().unwrap();
+    let group = rustix::process::Pid::from_child(&child);
+    let (ended, end) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if end.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // Fails only where it has just ended by itself.
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
+        });
+        let _ = child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(conf.to_string().as_bytes());
+        let output = child.wait_with_output().unwrap();
+        drop(ended);
+        output
+    })
 }

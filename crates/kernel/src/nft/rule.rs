@@ -270,19 +270,27 @@ impl<'a> Rule<'a> {
             Some(port) => loaded.immediate(behind(length), &port.to_be_bytes()),
             None => loaded,
         };
-        loaded.translate(end, length, port.is_some(), nat_bits(flags))
+        let target = Target {
+            address: length,
+            port: port.is_some(),
+        };
+        loaded.translate(end, target, nat_bits(flags))
     }
 
     /// `snat` or `dnat ip to <field> . <field> map @<map>`: to the address, or address and port, that the map leads to;
     /// without one the next rule decides. The family is that of the map's addresses.
     pub fn nat_by(self, end: Nat, fields: &[Field], map: &Set<'_>) -> Self {
-        let (length, port) = match map.holds {
-            Holds::Values([address, rest @ ..]) => (address.length(), !rest.is_empty()),
-            _ => (0, false),
+        let target = match map.holds {
+            Holds::Values([address, rest @ ..]) => Target {
+                address: address.length(),
+                port: !rest.is_empty(),
+            },
+            // The kernel refuses the lookup.
+            _ => Target::default(),
         };
         self.load(fields)
             .lookup(map, Some(REG32_00), false)
-            .translate(end, length, port, 0)
+            .translate(end, target, 0)
     }
 
     // --- single expressions --------------------------------------------------------------------------------------
@@ -394,8 +402,8 @@ impl<'a> Rule<'a> {
     }
 
     /// Translates to the address in the first registers, and to the port in the register behind it.
-    fn translate(self, end: Nat, address: usize, port: bool, flags: u32) -> Self {
-        let family = if address == Type::Ipv4.length() {
+    fn translate(self, end: Nat, target: Target, flags: u32) -> Self {
+        let family = if target.address == Type::Ipv4.length() {
             NFPROTO_IPV4
         } else {
             NFPROTO_IPV6
@@ -404,8 +412,8 @@ impl<'a> Rule<'a> {
             to.number32(1, end as u32); // NFTA_NAT_TYPE
             to.number32(2, family.into()); // NFTA_NAT_FAMILY
             to.number32(3, REG32_00); // NFTA_NAT_REG_ADDR_MIN
-            if port {
-                to.number32(5, behind(address)); // NFTA_NAT_REG_PROTO_MIN
+            if target.port {
+                to.number32(5, behind(target.address)); // NFTA_NAT_REG_PROTO_MIN
             }
             if flags != 0 {
                 to.number32(7, flags); // NFTA_NAT_FLAGS
@@ -422,6 +430,15 @@ impl<'a> Rule<'a> {
             encode_comment(to, 7, comment); // NFTA_RULE_USERDATA
         }
     }
+}
+
+/// What the registers hold for a translation.
+#[derive(Default)]
+struct Target {
+    /// The length of the address in the first ones, in bytes.
+    address: usize,
+    /// A port in the one behind it.
+    port: bool,
 }
 
 /// The first register behind a value of that length which begins in the first.

@@ -1,0 +1,189 @@
+//! Masquerading: what a pod sends out of its network goes out under the node's address (`ipMasq`).
+//!
+//! Table `inet podspan` is made once, in one transaction; after that an attachment is one element a family, however many
+//! pods there are. Packets to the pods of the same bridge and to multicast groups keep the pod's address. Nothing of
+//! somebody else's is looked at: rules of ours match our sets only.
+//! A surprise: DEL removes the elements always, also where `ipMasq` is off now, or a later pod would inherit them.
+
+use std::net::IpAddr;
+
+use podspan_kernel::nft::{
+    Base, Batch, Chain, Element, Family, Field, Hook, NatFlag, Nft, Rule, Set, Table, Type, Value,
+    Verdict, priority,
+};
+use podspan_kernel::{Errno, IfName};
+
+use crate::attachment::MARK;
+use crate::error::Error;
+
+/// All packet filtering of ours is in tables of this name.
+pub const TABLE: Table<'static> = Table {
+    family: Family::Inet,
+    name: "podspan",
+};
+
+/// The pods that are masqueraded.
+const PODS4: Set<'static> = Set::of(TABLE, "masquerade4", &[Type::Ipv4]);
+const PODS6: Set<'static> = Set::of(TABLE, "masquerade6", &[Type::Ipv6]);
+/// What goes out by one of these goes to a pod.
+const BRIDGES: Set<'static> = Set::of(TABLE, "bridges", &[Type::IfName]);
+const POSTROUTING: Chain<'static> = Chain::hooked(
+    TABLE,
+    "postrouting",
+    Base::nat(Hook::Postrouting, priority::SRCNAT),
+);
+
+/// Masquerades these addresses of an attachment on that bridge, from the next connection on. `owner` is the attachment's
+/// alias, for people and for [`stop_all_of`].
+///
+/// # Errors
+/// What the kernel answered; nothing is changed then.
+pub fn masquerade(bridge: &IfName, owner: &str, addresses: &[IpAddr]) -> Result<(), Error> {
+    let mut nft = Nft::open()?;
+    let elements = || {
+        let mut batch = Batch::new();
+        add_elements(&mut batch, (bridge, owner), addresses);
+        batch
+    };
+    match nft.commit(elements()) {
+        Err(error) if error.is_not_found() => {}
+        outcome => return Ok(outcome?),
+    }
+    let mut batch = Batch::new();
+    add_skeleton(&mut batch);
+    add_elements(&mut batch, (bridge, owner), addresses);
+    match nft.commit(batch) {
+        // Another ADD was quicker with the table.
+        Err(error) if error.is_exists() => Ok(nft.commit(elements())?),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Ends the masquerading of these addresses; that there was none is fine.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn stop(addresses: &[IpAddr]) -> Result<(), Error> {
+    let mut batch = Batch::new();
+    for ip in addresses {
+        let element = Element::new([(*ip).into()]);
+        // Both in one transaction: that it is not there is fine, on kernels without a request for that too.
+        batch.add_element(pods(*ip), &element);
+        batch.delete_element(pods(*ip), &element);
+    }
+    match Nft::open().and_then(|mut nft| nft.commit(batch)) {
+        Err(error) if !error.is_not_found() && !has_no_nftables(&error) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Ends the masquerading of all addresses of that owner, where nobody knows them any more: looks at all elements.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn stop_all_of(owner: &str) -> Result<(), Error> {
+    let mut addresses = Vec::new();
+    for element in list()? {
+        if element.comment.as_deref() == Some(comment(owner)) {
+            addresses.extend(element.key.iter().filter_map(|value| match value {
+                Value::Ipv4(ip) => Some(IpAddr::from(*ip)),
+                Value::Ipv6(ip) => Some(IpAddr::from(*ip)),
+                _ => None,
+            }));
+        }
+    }
+    if addresses.is_empty() {
+        Ok(())
+    } else {
+        stop(&addresses)
+    }
+}
+
+/// Which of these addresses are not masqueraded.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn missing(addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+    let known = list()?;
+    let is_known = |ip: &&IpAddr| known.iter().any(|element| element.key == [(**ip).into()]);
+    Ok(addresses
+        .iter()
+        .filter(|ip| !is_known(ip))
+        .copied()
+        .collect())
+}
+
+/// All pods that are masqueraded.
+fn list() -> Result<Vec<Element>, Error> {
+    let mut all = Vec::new();
+    for set in [PODS4, PODS6] {
+        match Nft::open().and_then(|mut nft| nft.list_elements(&set)) {
+            Ok(elements) => all.extend(elements),
+            Err(error) if error.is_not_found() || has_no_nftables(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(all)
+}
+
+/// The owner as an element's comment, which has room for 253 bytes: the alias without its mark always fits.
+fn comment(owner: &str) -> &str {
+    owner.strip_prefix(MARK).unwrap_or(owner)
+}
+
+fn has_no_nftables(error: &podspan_kernel::Error) -> bool {
+    matches!(
+        error.errno(),
+        Errno::PROTONOSUPPORT | Errno::OPNOTSUPP | Errno::INVAL
+    )
+}
+
+fn pods(ip: IpAddr) -> &'static Set<'static> {
+    if ip.is_ipv4() { &PODS4 } else { &PODS6 }
+}
+
+fn add_elements(batch: &mut Batch, (bridge, owner): (&IfName, &str), addresses: &[IpAddr]) {
+    batch.add_element(&BRIDGES, &Element::new([Value::IfName(bridge.clone())]));
+    for ip in addresses {
+        batch.add_element(
+            pods(*ip),
+            &Element::new([(*ip).into()]).comment(comment(owner)),
+        );
+    }
+}
+
+fn add_skeleton(batch: &mut Batch) {
+    batch.create_table(TABLE);
+    for set in [PODS4, PODS6, BRIDGES] {
+        batch.add_set(&set);
+    }
+    batch.add_chain(POSTROUTING);
+    // 224.0.0.0/4 (RFC 5771) and ff00::/8 (RFC 4291).
+    let multicast: [(Field, [IpAddr; 2]); 2] = [
+        (
+            Field::IP_DADDR,
+            [[240, 0, 0, 0].into(), [224, 0, 0, 0].into()],
+        ),
+        (Field::IP6_DADDR, [high_byte(0xff), high_byte(0xff)]),
+    ];
+    for (field, [mask, value]) in multicast {
+        batch.add_rule(
+            &Rule::of(POSTROUTING)
+                .masked(field, mask, value)
+                .verdict(&Verdict::Return),
+        );
+    }
+    for (field, set) in [(Field::IP_SADDR, PODS4), (Field::IP6_SADDR, PODS6)] {
+        batch.add_rule(
+            &Rule::of(POSTROUTING)
+                .is_in(&[field], &set)
+                .is_not_in(&[Field::OIFNAME], &BRIDGES)
+                .masquerade(&[NatFlag::FullyRandom]),
+        );
+    }
+}
+
+/// The IPv6 address whose first byte it is and the rest zero.
+fn high_byte(byte: u8) -> IpAddr {
+    IpAddr::from((u128::from(byte) << 120).to_be_bytes())
+}
