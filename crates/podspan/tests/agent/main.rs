@@ -1,0 +1,17 @@
+//! The agent and the router as real processes, each in a network namespace of its test; `ip` is the witness.
+//!
+//! On every machine stand a foreign link and a foreign route, which survive.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+mod commands;
+mod keeps;
+mod machine;
+mod monitor;
+mod nodes_file;
+mod scale;

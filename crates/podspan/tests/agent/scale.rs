@@ -1,0 +1,67 @@
+//! Five thousand nodes.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use crate::machine::{Agent, Machine, addressed};
+use crate::monitor::Monitor;
+
+/// The most memory that the process ever had, in KiB.
+fn memory(agent: &Agent<'_>) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.child.id())).unwrap();
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    peak.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn five_thousand_nodes_fit_into_20_mib_and_one_that_changes_costs_one_route_message() {
+    let machine = Machine::new();
+    let nodes = |moved: bool| {
+        let mut content = String::new();
+        for n in 1..=5000 {
+            let address = if moved && n == 77 {
+                "172.16.200.77".to_owned()
+            } else {
+                format!("172.16.{}.{}", n >> 8, n & 255)
+            };
+            content.write_str(&addressed(n, &address)).unwrap();
+        }
+        content
+    };
+    machine.nodes(&nodes(false));
+    let begin = Instant::now();
+    let agent = machine.start("agent");
+    machine.until("synced", || machine.log().contains("more changes made"));
+    println!("first sync of 5000 nodes: {:?}", begin.elapsed());
+    assert_eq!(machine.routes().len(), 2 * 4999);
+    machine.until("right", || machine.run("plan").0 == 0);
+
+    let monitor = Monitor::start(&machine, "route");
+    machine.nodes(&nodes(true));
+    machine.until("followed", || {
+        machine.ns.ip("route show 10.0.77.0/24")[0]["gateway"] == "172.16.200.77"
+    });
+    machine.until("right", || machine.run("plan").0 == 0);
+    machine
+        .ns
+        .ip("route add 10.251.0.0/16 via 172.16.0.99 proto static");
+    let lines = monitor.stop(&machine, "10.251.0.0/16");
+    let ours: Vec<_> = lines
+        .lines()
+        .filter(|line| !line.contains("10.251.0.0/16"))
+        .map(str::trim)
+        .collect();
+    assert_eq!(ours, ["10.0.77.0/24 via 172.16.200.77 dev eth0 proto 112"]);
+
+    // Reading again and again must not make it grow.
+    for round in 0..5 {
+        machine.nodes(&nodes(round % 2 == 0));
+        agent.has_looked();
+    }
+    let kib = memory(&agent);
+    println!("agent's peak memory with 5000 nodes: {kib} KiB");
+    assert!(kib < 20 * 1024, "{kib} KiB");
+}
