@@ -23,6 +23,10 @@ use serde_json::{Value, json};
 
 /// Rounds, each of which runs every contestant once.
 const ROUNDS: usize = 200;
+/// Rounds before those, which warm caches and are not counted.
+const WARM_UP: usize = 5;
+/// After each round.
+const PAUSE: Duration = Duration::from_millis(150);
 /// How many addresses are taken in the full range.
 const TAKEN: usize = 5000;
 /// Where Debian puts the reference plugins.
@@ -35,6 +39,7 @@ struct Contestant {
     conf: Value,
     add: Vec<Duration>,
     del: Vec<Duration>,
+    version: Vec<Duration>,
 }
 
 fn main() {
@@ -53,11 +58,17 @@ fn main() {
     let node = Node::new();
     let shm = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut contestants = contestants(shm.path(), &plugin, &reference);
-    for round in 0..ROUNDS + 5 {
-        for contestant in &mut contestants {
-            // The first rounds warm caches and are not counted.
-            contestant.run(&node, round, round >= 5);
+    for round in 0..ROUNDS + WARM_UP {
+        // Namespaces are torn down in the background, which holds others up: they live until the round is over, and then
+        // there is a pause. Each round begins with another contestant.
+        let pods: Vec<_> = contestants.iter().map(|_| Pod::new()).collect();
+        let count = contestants.len();
+        for number in 0..count {
+            let turn = (number + round) % count;
+            contestants[turn].run(&node, &pods[turn], (round, round >= WARM_UP));
         }
+        drop(pods);
+        std::thread::sleep(PAUSE);
     }
     report(&contestants);
 }
@@ -77,6 +88,7 @@ fn contestants(shm: &Path, plugin: &Path, reference: &Path) -> Vec<Contestant> {
         conf,
         add: Vec::new(),
         del: Vec::new(),
+        version: Vec::new(),
     };
     let full = json!([[{"subnet": "10.3.0.0/16"}]]);
     let (ours_full, theirs_full) = (
@@ -135,8 +147,7 @@ fn fill_as_host_local(dir: &Path) {
 }
 
 impl Contestant {
-    fn run(&mut self, node: &Node, round: usize, counts: bool) {
-        let pod = Pod::new();
+    fn run(&mut self, node: &Node, pod: &Pod, (round, counts): (usize, bool)) {
         let container = format!("bench{round}");
         let timed = |command: &str| {
             let mut process = Command::new(&self.plugin);
@@ -159,7 +170,10 @@ impl Contestant {
             took
         };
         let (add, del) = (timed("ADD"), timed("DEL"));
+        // What starting the process costs by itself.
+        let version = timed("VERSION");
         if counts {
+            self.version.push(version);
             self.add.push(add);
             self.del.push(del);
         }
@@ -169,18 +183,20 @@ impl Contestant {
 fn report(contestants: &[Contestant]) {
     println!("{ROUNDS} rounds, interleaved; whole process, milliseconds");
     println!(
-        "{:32} {:>10} {:>10} {:>10} {:>10}",
-        "", "ADD median", "ADD p99", "DEL median", "DEL p99"
+        "{:32} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "", "ADD median", "ADD p99", "DEL median", "DEL p99", "VERSION"
     );
     for contestant in contestants {
-        let [add, del] = [&contestant.add, &contestant.del].map(|times| sorted(times));
+        let [add, del, version] =
+            [&contestant.add, &contestant.del, &contestant.version].map(|times| sorted(times));
         println!(
-            "{:32} {:>10.2} {:>10.2} {:>10.2} {:>10.2}",
+            "{:32} {:>10.2} {:>10.2} {:>10.2} {:>10.2} {:>10.2}",
             contestant.name,
             at(&add, 0.5),
             at(&add, 0.99),
             at(&del, 0.5),
-            at(&del, 0.99)
+            at(&del, 0.99),
+            at(&version, 0.5)
         );
     }
     println!("\nratios, median of the ratios of each round");

@@ -10,7 +10,7 @@ use crate::attachment::{AttachmentId, NetworkName};
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, Ipam, IpamConfig, IpamRoute, boot_id};
-use crate::masquerade;
+use crate::masquerade::{self, Stopped};
 use crate::netconf::Gateway;
 use crate::result::ResultRoute;
 
@@ -146,29 +146,36 @@ impl Addresses {
 }
 
 impl AddressStore {
-    /// Gives back the addresses of an attachment, after what stood under them on the node; that it has none is fine.
+    /// Ends what stands under the attachment's addresses on the node. To be kept until the host veth is gone.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn stop_masquerading(
+        &self,
+        network: &NetworkName,
+        id: &AttachmentId,
+    ) -> Result<Option<Stopped>, Error> {
+        match self {
+            Self::Own(dir) => {
+                let addresses = Ipam::of_network(dir, network, &boot_id()?)?.find(id)?;
+                if addresses.is_empty() {
+                    Ok(None)
+                } else {
+                    masquerade::stop(&addresses)
+                }
+            }
+            Self::Delegated(_) => masquerade::stop_all_of(&id.alias(network)?),
+        }
+    }
+
+    /// Gives back the addresses of an attachment; that it has none is fine.
     ///
     /// # Errors
     /// What failed.
     pub fn give_back(&self, network: &NetworkName, id: &AttachmentId) -> Result<(), Error> {
         match self {
-            Self::Own(dir) => {
-                let store = Ipam::of_network(dir, network, &boot_id()?)?;
-                let addresses = store.find(id)?;
-                if !addresses.is_empty() {
-                    masquerade::stop(&addresses)?;
-                }
-                Ok(store.release(id)?)
-            }
-            Self::Delegated(delegate) => {
-                // The delegate hears of every DEL, whatever became of ours (T27).
-                let stopped = id
-                    .alias(network)
-                    .map_err(Error::from)
-                    .and_then(|alias| masquerade::stop_all_of(&alias));
-                let freed = delegate.tell("DEL");
-                Error::from_all([stopped.err(), freed.err()].into_iter().flatten().collect())
-            }
+            Self::Own(dir) => Ok(Ipam::of_network(dir, network, &boot_id()?)?.release(id)?),
+            Self::Delegated(delegate) => delegate.tell("DEL"),
         }
     }
 }

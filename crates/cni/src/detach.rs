@@ -23,15 +23,17 @@ pub fn detach(
     id: &AttachmentId,
     store: &AddressStore,
 ) -> Result<(), Error> {
-    match (remove_host_veth(netlink, network, id), store) {
-        (Ok(()), store) => store.give_back(network, id),
-        (Err(error), AddressStore::Own(_)) => Err(error),
-        // The delegate's affair is its own: it hears of every DEL (T27).
-        (Err(error), AddressStore::Delegated(_)) => {
-            let freed = store.give_back(network, id).err();
-            Error::from_all([Some(error), freed].into_iter().flatten().collect())
-        }
+    let stopped = store.stop_masquerading(network, id);
+    let removed = remove_host_veth(netlink, network, id);
+    let mut errors: Vec<_> = [stopped.err(), removed.err()]
+        .into_iter()
+        .flatten()
+        .collect();
+    // The delegate's affair is its own: it hears of every DEL (T27).
+    if errors.is_empty() || matches!(store, AddressStore::Delegated(_)) {
+        errors.extend(store.give_back(network, id).err());
     }
+    Error::from_all(errors)
 }
 
 /// Detaches every attachment of the network that is not `valid`, and frees what damage left (T29, T30).
@@ -58,7 +60,9 @@ pub fn collect_garbage(
         let detached = match store {
             AddressStore::Own(_) => detach(&mut netlink, network, &id, store),
             // It is told once, of all.
-            AddressStore::Delegated(_) => remove_host_veth(&mut netlink, network, &id),
+            AddressStore::Delegated(_) => store
+                .stop_masquerading(network, &id)
+                .and_then(|_stopped| remove_host_veth(&mut netlink, network, &id)),
         };
         if let Err(error) = detached {
             errors.push(error);

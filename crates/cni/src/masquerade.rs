@@ -59,11 +59,17 @@ pub fn masquerade(bridge: &IfName, owner: &str, addresses: &[IpAddr]) -> Result<
     }
 }
 
+/// Masquerading that was ended. The kernel frees what was removed after an RCU period, and closing the socket waits for that:
+/// kept until the host veth is gone, which waits for one too, it costs nothing.
+pub struct Stopped {
+    _socket: Nft,
+}
+
 /// Ends the masquerading of these addresses; that there was none is fine.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn stop(addresses: &[IpAddr]) -> Result<(), Error> {
+pub fn stop(addresses: &[IpAddr]) -> Result<Option<Stopped>, Error> {
     let mut batch = Batch::new();
     for ip in addresses {
         let element = Element::new([(*ip).into()]);
@@ -71,32 +77,41 @@ pub fn stop(addresses: &[IpAddr]) -> Result<(), Error> {
         batch.add_element(pods(*ip), &element);
         batch.delete_element(pods(*ip), &element);
     }
-    match Nft::open().and_then(|mut nft| nft.commit(batch)) {
-        Err(error) if !error.is_not_found() && !has_no_nftables(&error) => Err(error.into()),
-        _ => Ok(()),
+    let stopped = Nft::open().and_then(|mut nft| match nft.has_table(TABLE)? {
+        true => nft.commit(batch).map(|()| Some(Stopped { _socket: nft })),
+        // Asking is cheap, and a transaction that fails waits for an RCU period.
+        false => Ok(None),
+    });
+    match stopped {
+        Err(error) if error.is_not_found() || has_no_nftables(&error) => Ok(None),
+        outcome => Ok(outcome?),
     }
 }
 
-/// Ends the masquerading of all addresses of that owner, where nobody knows them any more: looks at all elements.
+/// Ends the masquerading of all addresses of that owner, where another plugin keeps them: looks at all elements.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn stop_all_of(owner: &str) -> Result<(), Error> {
-    let mut addresses = Vec::new();
-    for element in list()? {
-        if element.comment.as_deref() == Some(comment(owner)) {
-            addresses.extend(element.key.iter().filter_map(|value| match value {
-                Value::Ipv4(ip) => Some(IpAddr::from(*ip)),
-                Value::Ipv6(ip) => Some(IpAddr::from(*ip)),
-                _ => None,
-            }));
-        }
+pub fn stop_all_of(owner: &str) -> Result<Option<Stopped>, Error> {
+    let Some((mut nft, known)) = list()? else {
+        return Ok(None);
+    };
+    let mut batch = Batch::new();
+    for element in known
+        .iter()
+        .filter(|element| element.comment.as_deref() == Some(comment(owner)))
+    {
+        let set = if matches!(element.key.as_slice(), [Value::Ipv4(_)]) {
+            &PODS4
+        } else {
+            &PODS6
+        };
+        batch.delete_element(set, element);
     }
-    if addresses.is_empty() {
-        Ok(())
-    } else {
-        stop(&addresses)
+    if !batch.is_empty() {
+        nft.commit(batch)?;
     }
+    Ok(Some(Stopped { _socket: nft }))
 }
 
 /// Which of these addresses are not masqueraded.
@@ -104,7 +119,7 @@ pub fn stop_all_of(owner: &str) -> Result<(), Error> {
 /// # Errors
 /// What the kernel answered.
 pub fn missing(addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
-    let known = list()?;
+    let known = list()?.map(|(_, known)| known).unwrap_or_default();
     let is_known = |ip: &&IpAddr| known.iter().any(|element| element.key == [(**ip).into()]);
     Ok(addresses
         .iter()
@@ -113,17 +128,18 @@ pub fn missing(addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
         .collect())
 }
 
-/// All pods that are masqueraded.
-fn list() -> Result<Vec<Element>, Error> {
-    let mut all = Vec::new();
-    for set in [PODS4, PODS6] {
-        match Nft::open().and_then(|mut nft| nft.list_elements(&set)) {
-            Ok(elements) => all.extend(elements),
-            Err(error) if error.is_not_found() || has_no_nftables(&error) => {}
-            Err(error) => return Err(error.into()),
-        }
+/// All pods that are masqueraded, with the socket that told them; none where there is no table of ours.
+fn list() -> Result<Option<(Nft, Vec<Element>)>, Error> {
+    let listed = Nft::open().and_then(|mut nft| {
+        let mut all = nft.list_elements(&PODS4)?;
+        all.extend(nft.list_elements(&PODS6)?);
+        Ok((nft, all))
+    });
+    match listed {
+        Ok(listed) => Ok(Some(listed)),
+        Err(error) if error.is_not_found() || has_no_nftables(&error) => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    Ok(all)
 }
 
 /// The owner as an element's comment, which has room for 253 bytes: the alias without its mark always fits.

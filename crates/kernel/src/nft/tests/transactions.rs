@@ -141,7 +141,9 @@ fn the_cost_of_a_commit_does_not_grow_with_the_sets() {
     let mut nft = Nft::open().unwrap();
     nft.commit(masquerade()).unwrap();
     let mut batch = Batch::new();
-    SETS.map(|name| batch.add_set(&numbered(name)));
+    for name in SETS {
+        batch.add_set(&numbered(name));
+    }
     nft.commit(batch).unwrap();
     let small = measure(&mut nft);
     let mut batch = Batch::new();
