@@ -94,7 +94,7 @@ fn add_killed_and_then_del(changes: &Value) {
     // The bridge is made once and for all; its making has a test of its own.
     node.add("first", &Pod::new(), &conf).expect_ok();
     node.del("first", &conf).expect_ok();
-    let points = points(&trace(&node, "ADD", &pod, &conf));
+    let points = points(&trace_add(&node, &pod, (&conf, &|| ())));
     node.del("c1", &conf).expect_ok();
     assert!(
         points.len() > 60,

@@ -80,8 +80,8 @@ fn what_leads_elsewhere_is_refused_and_what_is_the_same_is_fine() {
 #[test]
 fn removing_what_is_not_there_is_fine_and_a_foreign_table_stays() {
     let _ns = TestNs::new();
-    let foreign = "table ip podspan { set masquerade4 { type ipv4_addr; elements = { 10.0.0.1 } } }
-        table inet other { chain postrouting { type nat hook postrouting priority srcnat; } }";
+    let foreign = "table ip podspan { set masquerade4 { type ipv4_addr; elements = { 10.0.0.1 }; }; }
+        table inet other { chain postrouting { type nat hook postrouting priority srcnat; }; }";
     nft("-f -", foreign);
     let before = listing();
     let mut nft = Nft::open().unwrap();
