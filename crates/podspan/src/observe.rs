@@ -57,8 +57,8 @@ pub struct Observed {
     pub routes: Vec<Route>,
     /// The values of the kernel parameters that matter; one that cannot be read is missing.
     pub sysctls: BTreeMap<String, String>,
-    /// The addresses that pods of this network have.
-    pub allocations: Vec<IpAddr>,
+    /// The addresses that pods of this network have; none when that cannot be read.
+    pub allocations: Option<Vec<IpAddr>>,
     /// What is at the conflist's path.
     pub conflist: conflist::Found,
 }
@@ -139,8 +139,8 @@ pub fn observe(
     links: Links,
 ) -> anyhow::Result<Observed> {
     let allocations = match &config.role {
-        Role::Node(role) => list_allocations(Path::new(IPAM), &role.network)?,
-        Role::Router => Vec::new(),
+        Role::Node(role) => list_allocations(Path::new(IPAM), &role.network).ok(),
+        Role::Router => None,
     };
     let of_bridge = desired.bridge.iter().flat_map(|bridge| &bridge.sysctls);
     let mut sysctls = BTreeMap::new();

@@ -233,7 +233,8 @@ impl Draft<'_> {
     /// The MAC address of an earlier gateway stays while there are pods, which know it; somebody else's does not.
     fn is_mac_right(&self, bridge: &Bridge, seen: &ObservedBridge) -> bool {
         let derived = matches!(seen.mac, Some(Mac([0x0a, 0x58 | 0x59, ..])));
-        seen.mac == Some(bridge.mac) || derived && !self.observed.allocations.is_empty()
+        let pods = self.observed.allocations.as_deref();
+        seen.mac == Some(bridge.mac) || derived && pods.is_none_or(|pods| !pods.is_empty())
     }
 
     fn addresses(&mut self, bridge: &Bridge, seen: &[IpNet]) {
@@ -243,10 +244,11 @@ impl Draft<'_> {
         }
     }
 
-    /// A gateway of an earlier pod CIDR goes when no pod of that CIDR is left.
+    /// A gateway of an earlier pod CIDR goes when it is known that no pod of that CIDR is left.
     fn stale_addresses(&mut self, bridge: &Bridge, seen: &ObservedBridge) {
         for net in &seen.addresses {
-            let in_use = self.observed.allocations.iter().any(|ip| net.contains(ip));
+            let pods = self.observed.allocations.as_deref();
+            let in_use = pods.is_none_or(|pods| pods.iter().any(|ip| net.contains(ip)));
             if !in_use && !bridge.gateways.contains(net) && !self.desired.kept.has_gateway(*net) {
                 let link = bridge.name.clone();
                 self.removals

@@ -78,7 +78,7 @@ fn nothing() -> Observed {
         bridge: None,
         routes: Vec::new(),
         sysctls: BTreeMap::new(),
-        allocations: Vec::new(),
+        allocations: Some(Vec::new()),
         conflist: Found::Absent,
     }
 }
@@ -187,7 +187,7 @@ prop_compose! {
             }),
             sysctls: sysctl.map(|on| ("net/ipv4/ip_forward".to_owned(), u8::from(on).to_string())).into_iter().collect(),
             conflist: [Found::Absent, Found::Ours("ours".to_owned()), Found::Ours("old".to_owned())][conflist].clone(),
-            allocations: allocation.map(|node| format!("10.244.{node}.7").parse().unwrap()).into_iter().collect(),
+            allocations: Some(allocation.map(|node| format!("10.244.{node}.7").parse().unwrap()).into_iter().collect()),
             ..nothing()
         }
     }
@@ -333,9 +333,9 @@ fn a_mac_address_that_somebody_else_set_is_corrected() {
 #[test]
 fn the_mac_address_of_an_earlier_gateway_stays_while_there_are_pods() {
     let mut observed = with_bridge(|bridge| bridge.mac = Some(mac(9)));
-    observed.allocations = vec!["10.244.9.7".parse().unwrap()];
+    observed.allocations = Some(vec!["10.244.9.7".parse().unwrap()]);
     assert_eq!(texts(&plan_on(&observed)), [""; 0]);
-    observed.allocations.clear();
+    observed.allocations = Some(Vec::new());
     assert_eq!(
         texts(&plan_on(&observed)),
         ["ip link set podspan0 address 0a:58:0a:f4:01:01"]
@@ -345,9 +345,17 @@ fn the_mac_address_of_an_earlier_gateway_stays_while_there_are_pods() {
 #[test]
 fn a_stale_gateway_goes_when_its_last_pod_has_gone() {
     let mut observed = with_bridge(|bridge| bridge.addresses.push(gateway(9)));
-    observed.allocations = vec!["10.244.9.7".parse().unwrap(), "10.244.1.3".parse().unwrap()];
-    assert_eq!(texts(&plan_on(&observed)), [""; 0]);
-    observed.allocations.remove(0);
+    for in_use in [
+        Some(vec![
+            "10.244.9.7".parse().unwrap(),
+            "10.244.1.3".parse().unwrap(),
+        ]),
+        None,
+    ] {
+        observed.allocations = in_use;
+        assert_eq!(texts(&plan_on(&observed)), [""; 0]);
+    }
+    observed.allocations = Some(vec!["10.244.1.3".parse().unwrap()]);
     assert_eq!(
         texts(&plan_on(&observed)),
         ["ip address del 10.244.9.1/24 dev podspan0"]

@@ -80,7 +80,8 @@ fn what_leads_elsewhere_is_refused_and_what_is_the_same_is_fine() {
 #[test]
 fn removing_what_is_not_there_is_fine_and_a_foreign_table_stays() {
     let _ns = TestNs::new();
-    let foreign = "table ip podspan { set masquerade4 { type ipv4_addr; elements = { 10.0.0.1 }; }; }
+    let foreign =
+        "table ip podspan { set masquerade4 { type ipv4_addr; elements = { 10.0.0.1 }; }; }
         table inet other { chain postrouting { type nat hook postrouting priority srcnat; }; }";
     nft("-f -", foreign);
     let before = listing();
@@ -209,16 +210,27 @@ fn measure(nft: &mut Nft) -> Duration {
     ];
     let mut six = Duration::ZERO;
     for (what, add, delete) in pairs {
-        let (mut adding, mut deleting) = (Vec::new(), Vec::new());
+        let mut times: [Vec<Duration>; 4] = Default::default();
         for _ in 0..25 {
-            adding.push(timed(nft, &add));
-            deleting.push(timed(nft, &delete));
+            times[0].push(timed(nft, &add));
+            times[1].push(timed(nft, &delete));
         }
-        let [add, delete] = [adding, deleting].map(|mut times| {
+        for _ in 0..9 {
+            // A program that does only this: its socket closes, and that is where the kernel may wait.
+            for (batch, times) in [&add, &delete].into_iter().zip(&mut times[2..]) {
+                let mut own = Nft::open().unwrap();
+                own.commit(batch.clone()).unwrap();
+                let begin = Instant::now();
+                drop(own);
+                times.push(begin.elapsed());
+            }
+        }
+        let [add, delete, closed, closed_late] = times.map(|mut times| {
             times.sort();
             times[times.len() / 2]
         });
         println!("{what}: add {add:?}, delete {delete:?}");
+        println!("  closing after it: {closed:?} and {closed_late:?}");
         if what == "six elements" {
             six = add;
         }
