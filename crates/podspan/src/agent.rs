@@ -17,7 +17,7 @@ use crate::config::{Config, Role};
 use crate::events::{self, Event};
 use crate::look::look;
 use crate::registry::Registry;
-use crate::told::{Told, shortened};
+use crate::told::{Lines, Told};
 
 /// Looks at the latest after this time, whatever the sources say.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -105,7 +105,7 @@ impl Agent<'_> {
                 .iter()
                 .map(|refusal| format!("refused: {refusal}")),
         );
-        let mut made = Vec::new();
+        let mut made = Lines::default();
         if let Some(cluster) = self.registry.cluster() {
             match look(&mut self.netlink, self.config, cluster) {
                 Ok(look) => {
@@ -119,7 +119,7 @@ impl Agent<'_> {
                         &mut self.netlink,
                         &look.plan.changes,
                         |change, outcome| match outcome {
-                            Ok(()) => made.push(change.to_string()),
+                            Ok(()) => made.push(change),
                             Err(error) => drop(problems.insert(format!("{error:#}"))),
                         },
                     );
@@ -127,7 +127,7 @@ impl Agent<'_> {
                 Err(error) => drop(problems.insert(format!("{error:#}"))),
             }
         }
-        let lines = shortened(made, "changes made");
+        let lines = made.finish("changes made");
         for line in lines.into_iter().chain(self.told.lines(problems)) {
             log(format_args!("{line}"));
         }

@@ -1,9 +1,10 @@
 //! What was said already: the log tells of a problem once, and once more when it has mended.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 /// How many lines of one kind one look may write; a cluster has ten thousand routes.
-pub const LINES: usize = 20;
+const LINES: usize = 20;
 
 /// The problems of the last look.
 #[derive(Debug, Default)]
@@ -14,28 +15,47 @@ pub struct Told {
 impl Told {
     /// Takes the problems of a look and gives the lines to log: those that are new, and those that have mended.
     pub fn lines(&mut self, problems: BTreeSet<String>) -> Vec<String> {
-        let new = problems.difference(&self.problems).map(String::clone);
-        let mended = self
-            .problems
+        let mut new = Lines::default();
+        problems
+            .difference(&self.problems)
+            .for_each(|problem| new.push(problem));
+        let mut mended = Lines::default();
+        self.problems
             .difference(&problems)
-            .map(|gone| format!("mended: {gone}"));
-        let lines = shortened(new.collect(), "problems");
-        let lines = lines
-            .into_iter()
-            .chain(shortened(mended.collect(), "problems mended"));
-        let lines = lines.collect();
+            .for_each(|gone| mended.push(format_args!("mended: {gone}")));
         self.problems = problems;
+        let mut lines = new.finish("problems");
+        lines.extend(mended.finish("problems mended"));
         lines
     }
 }
 
-/// The first lines, and how many there are beside.
-pub fn shortened(mut lines: Vec<String>, what: &str) -> Vec<String> {
-    if let Some(more @ 1..) = lines.len().checked_sub(LINES) {
-        lines.truncate(LINES);
-        lines.push(format!("and {more} more {what}: see podspan status"));
+/// The first lines of one kind, and how many there are beside; only those are ever made into text.
+#[derive(Debug, Default)]
+pub struct Lines {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Lines {
+    /// One more.
+    pub fn push(&mut self, line: impl Display) {
+        if self.first.len() < LINES {
+            self.first.push(line.to_string());
+        } else {
+            self.more += 1;
+        }
     }
-    lines
+
+    /// The lines to log; `what` names the rest.
+    pub fn finish(mut self, what: &str) -> Vec<String> {
+        if self.more > 0 {
+            let more = self.more;
+            self.first
+                .push(format!("and {more} more {what}: see podspan status"));
+        }
+        self.first
+    }
 }
 
 #[cfg(test)]

@@ -6,14 +6,19 @@ use std::time::Instant;
 use crate::machine::{Agent, Machine, addressed};
 use crate::monitor::Monitor;
 
-/// The most memory that the process ever had, in KiB.
-fn memory(agent: &Agent<'_>) -> u64 {
+/// What the agent may have beside the pages of its executable, in KiB. The whole must stay below 20 MiB; the executable
+/// that is installed takes 3 MiB of that, while the one under test, with its debug information, takes 10.
+const OWN_MEMORY: u64 = 16 * 1024;
+
+/// The most memory that the process ever had beside the pages of its executable, in KiB.
+fn own_memory(agent: &Agent<'_>) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.child.id())).unwrap();
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
+    let value = |key: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let number = line.unwrap().trim().trim_end_matches(" kB");
+        number.parse().unwrap()
+    };
+    value("VmHWM:") - value("RssFile:")
 }
 
 #[test]
@@ -61,7 +66,7 @@ fn five_thousand_nodes_fit_into_20_mib_and_one_that_changes_costs_one_route_mess
         machine.nodes(&nodes(round % 2 == 0));
         agent.has_looked();
     }
-    let kib = memory(&agent);
-    println!("agent's peak memory with 5000 nodes: {kib} KiB");
-    assert!(kib < 20 * 1024, "{kib} KiB");
+    let kib = own_memory(&agent);
+    println!("agent's own memory with 5000 nodes: {kib} KiB at the most");
+    assert!(kib < OWN_MEMORY, "{kib} KiB");
 }
