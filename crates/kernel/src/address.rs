@@ -20,10 +20,12 @@ use crate::error::{Error, Result};
 use crate::link::family;
 use crate::netlink::{Message, Netlink};
 
-/// How long the kernel may take until packets to a new IPv6 address are taken in; it takes some 50 µs.
-const LOCAL_DEADLINE: Duration = Duration::from_secs(1);
-/// How long to leave it alone between two looks.
+/// How long the kernel may take until packets to a new IPv6 address are taken in. It takes some 50 µs, and more than a
+/// second was seen where forty attachments shared two busy processors.
+const LOCAL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long to leave it alone after the first look, and at the most.
 const LOCAL_PAUSE: Duration = Duration::from_micros(50);
+const LOCAL_PAUSE_MAX: Duration = Duration::from_millis(5);
 
 /// How long duplicate address detection may take: a link may need some seconds to come up.
 const DETECTION_DEADLINE: Duration = Duration::from_secs(10);
@@ -64,7 +66,7 @@ impl Netlink {
     /// Gives the link that address; that it has it already is fine.
     ///
     /// # Errors
-    /// What the kernel answered; ETIMEDOUT when it does not take packets to an IPv6 address within a second.
+    /// What the kernel answered; ETIMEDOUT when it does not take packets to an IPv6 address within 20 seconds.
     pub fn ensure_address(&mut self, link: u32, net: IpNet) -> Result<()> {
         let message = Message::NewAddress(address_message(link, net));
         let action = || format!("add address {net} to link {link}");
@@ -108,6 +110,7 @@ impl Netlink {
     /// Waits until packets to that address of ours are taken in.
     fn wait_until_local(&mut self, ip: IpAddr) -> Result<()> {
         let start = Instant::now();
+        let mut pause = LOCAL_PAUSE;
         while !self.is_local(ip)? {
             if start.elapsed() > LOCAL_DEADLINE {
                 return Err(Error::new(
@@ -115,7 +118,9 @@ impl Netlink {
                     Errno::TIMEDOUT,
                 ));
             }
-            std::thread::sleep(LOCAL_PAUSE);
+            std::thread::sleep(pause);
+            // Whoever waits long waits because many work: that is no time to ask often.
+            pause = LOCAL_PAUSE_MAX.min(pause * 2);
         }
         Ok(())
     }
