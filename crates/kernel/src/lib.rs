@@ -13,6 +13,7 @@ mod neighbour;
 mod netlink;
 pub mod netns;
 pub mod nft;
+mod qdisc;
 mod route;
 pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]
@@ -25,5 +26,6 @@ pub use monitor::Monitor;
 pub use names::{IfName, Invalid, Mac, Prefix, hash};
 pub use netlink::Netlink;
 pub use netns::Netns;
+pub use qdisc::Bandwidth;
 pub use route::{Route, RouteOptions, RouteProtocol};
 pub use rustix::io::Errno;

@@ -5,8 +5,8 @@
 //! A surprise: `netlink_packet_route` must not be seen outside of this crate; its types change monthly.
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, ParseableParametrized,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, ParseableParametrized,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -95,7 +95,8 @@ impl Netlink {
     ) -> Result<Message> {
         let mut found = None;
         let attempt = || {
-            self.send(message, NLM_F_ACK)?;
+            // A question about a qdisc is answered only with NLM_F_ECHO; others do not mind it.
+            self.send(message, NLM_F_ACK | NLM_F_ECHO)?;
             self.receive(|object| found = Some(object))
         };
         let outcome = attempt();

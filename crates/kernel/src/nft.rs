@@ -4,8 +4,10 @@
 //! that the kernel refused. This room knows no policy and no names: which tables are ours is the caller's affair, and it
 //! never touches what the batch does not name. It never runs `nft`; what it makes is what `nft list ruleset` prints.
 //!
-//! Surprises: sets and chains are found by name inside of their own batch, so order alone matters. A commit waits for other
-//! commits of the same network namespace, not for packets; what it deleted is freed later.
+//! Surprises: sets and chains are found by name inside of their own batch, so order alone matters. A commit does not wait
+//! for packets that are under way, but closing the socket does (an RCU grace period, 10 ms or so) when something was
+//! deleted a moment ago in the same network namespace, by whomever (`nft_rcv_nl_event`). A short-lived program therefore
+//! deletes first and does its other work before it ends.
 
 mod batch;
 mod chain;

@@ -126,6 +126,30 @@ fn a_verdict_map_jumps_by_port() {
     assert_same(batch, text);
 }
 
+/// What `every_other_expression_is_what_one_would_have_typed` makes.
+const EVERY_OTHER: &str = r#"table inet podspan {
+        set masquerade4 { type ipv4_addr; }
+        chain forward {
+            type filter hook forward priority filter; policy drop;
+            ct state established,related counter packets 0 bytes 0 accept comment "what is answered"
+            tcp sport 1-1024 log prefix "low " group 3 return
+            ip saddr @masquerade4 limit rate 10/minute burst 5 packets log prefix "pod " goto other
+            meta mark & 0x000000ff == 0x00000007 oifname != "eth0" jump other
+            ip daddr 10.0.16.0/20 drop
+            ip6 saddr fd00::1 th dport > 1000 continue
+            reject with icmpx admin-prohibited
+        }
+        chain other { }
+        chain prerouting {
+            type nat hook prerouting priority dstnat; policy accept;
+            meta l4proto udp dnat ip to 10.0.0.9:53 persistent
+        }
+        chain postrouting {
+            type nat hook postrouting priority srcnat; policy accept;
+            ip6 saddr fd00::7 snat ip6 to fd00::9 random
+        }
+    }"#;
+
 #[test]
 fn every_other_expression_is_what_one_would_have_typed() {
     let _ns = TestNs::new();
@@ -195,29 +219,7 @@ fn every_other_expression_is_what_one_would_have_typed() {
     for rule in rules.iter().chain([&dnat, &snat]) {
         batch.add_rule(rule);
     }
-    let text = r#"table inet podspan {
-        set masquerade4 { type ipv4_addr; }
-        chain forward {
-            type filter hook forward priority filter; policy drop;
-            ct state established,related counter packets 0 bytes 0 accept comment "what is answered"
-            tcp sport 1-1024 log prefix "low " group 3 return
-            ip saddr @masquerade4 limit rate 10/minute burst 5 packets log prefix "pod " goto other
-            meta mark & 0x000000ff == 0x00000007 oifname != "eth0" jump other
-            ip daddr 10.0.16.0/20 drop
-            ip6 saddr fd00::1 th dport > 1000 continue
-            reject with icmpx admin-prohibited
-        }
-        chain other { }
-        chain prerouting {
-            type nat hook prerouting priority dstnat; policy accept;
-            meta l4proto udp dnat ip to 10.0.0.9:53 persistent
-        }
-        chain postrouting {
-            type nat hook postrouting priority srcnat; policy accept;
-            ip6 saddr fd00::7 snat ip6 to fd00::9 random
-        }
-    }"#;
-    assert_same(batch, text);
+    assert_same(batch, EVERY_OTHER);
 }
 
 #[test]

@@ -1,0 +1,481 @@
+//! Traffic control: how fast a link may send, and, by way of an `ifb` device, how fast it may receive.
+//!
+//! A link can only hold back what it sends. What it receives is therefore redirected to an `ifb` device of its own, which
+//! sends it on where it would have gone, at its rate. Nothing here removes a queueing discipline of another kind than it
+//! makes. A surprise: an ifb device does not go with the link that feeds it; its owner removes it as any link.
+
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
+    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcHeader, TcMessage,
+    TcMirror, TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::link::Link;
+use crate::names::IfName;
+use crate::netlink::{Message, Netlink};
+
+/// How long a packet may wait for its turn, in microseconds.
+const LATENCY_US: u64 = 25_000;
+const US_PER_SECOND: u64 = 1_000_000;
+/// A tick of the kernel's packet scheduler is 64 ns (`PSCHED_SHIFT`, net/pkt_sched.h); this many ticks are 8 µs.
+const TICKS_PER_8_US: u64 = 125;
+/// `TCA_TBF_PARMS` (linux/pkt_sched.h): `struct tc_tbf_qopt`.
+const TCA_TBF_PARMS: u16 = 1;
+/// `TCA_TBF_RATE64`: the rate where 32 bits do not hold it.
+const TCA_TBF_RATE64: u16 = 4;
+/// `TC_LINKLAYER_ETHERNET`.
+const TC_LINKLAYER_ETHERNET: u8 = 1;
+/// `TC_U32_TERMINAL` (linux/pkt_cls.h): a match ends the search.
+const TC_U32_TERMINAL: u8 = 1;
+/// `ETH_P_ALL` (linux/if_ether.h): packets of every protocol.
+const ETH_P_ALL: u16 = 3;
+/// The place of our filter among those of a link.
+const PRIORITY: u32 = 1;
+/// The handle of the token bucket: `1:`.
+const TBF_HANDLE: TcHandle = TcHandle { major: 1, minor: 0 };
+/// The handle that an ingress qdisc always has: `ffff:`.
+const INGRESS_HANDLE: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0,
+};
+/// The parent of filters of received packets (`TC_H_MIN_INGRESS`, linux/pkt_sched.h).
+const INGRESS_FILTERS: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: TcHandle::MIN_INGRESS,
+};
+/// The handle of the one filter there: entry 800 of table 800, as u32 numbers its first.
+const FILTER_HANDLE: TcHandle = TcHandle {
+    major: 0x8000,
+    minor: 0x0800,
+};
+
+/// How fast, and how much at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// In bits per second; at least 8.
+    pub rate: u64,
+    /// In bits; at least 8. The kernel drops every packet that is larger.
+    pub burst: u64,
+}
+
+impl std::fmt::Display for Bandwidth {
+    /// As one writes it behind `tc qdisc replace dev <link> root`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rate, burst } = self;
+        write!(f, "tbf rate {rate}bit burst {burst}bit latency 25ms")
+    }
+}
+
+impl Bandwidth {
+    /// Rate and burst in bytes, which is what the kernel counts; none when one of them would be nothing.
+    fn bytes(self) -> Option<(u64, u64)> {
+        let (rate, burst) = (self.rate / 8, self.burst / 8);
+        (rate > 0 && burst > 0).then_some((rate, burst))
+    }
+
+    /// `struct tc_tbf_qopt`, and the rate again where its 32 bits do not hold it.
+    ///
+    /// The bucket is given in ticks, the time that its bytes take, and what may wait for it in bytes: one latency of
+    /// them beyond a burst. What 32 bits do not hold is as much as they do.
+    fn options(self) -> Option<Vec<(u16, Vec<u8>)>> {
+        let (rate, burst) = self.bytes()?;
+        let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let scaled = |number: u64, by: u64| number.saturating_mul(by);
+        let filling_us = small(scaled(burst, US_PER_SECOND) / rate);
+        let buffer = small(u64::from(filling_us) * TICKS_PER_8_US / 8);
+        let limit = small((scaled(rate, LATENCY_US) / US_PER_SECOND).saturating_add(burst));
+
+        let mut parameters = vec![0, TC_LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0];
+        parameters.extend(small(rate).to_ne_bytes());
+        parameters.extend([0; 12]); // no peak rate
+        parameters.extend(limit.to_ne_bytes());
+        parameters.extend(buffer.to_ne_bytes());
+        parameters.extend([0; 4]); // mtu: of the peak rate's bucket
+        let mut options = vec![(TCA_TBF_PARMS, parameters)];
+        if rate > u64::from(u32::MAX) {
+            options.push((TCA_TBF_RATE64, rate.to_ne_bytes().to_vec()));
+        }
+        Some(options)
+    }
+}
+
+impl Netlink {
+    /// Bounds what a link sends, by a token bucket at its root. Replaces an earlier bound.
+    ///
+    /// # Errors
+    /// Not found; EINVAL when rate or burst are less than a byte; what the kernel answered.
+    pub fn ensure_bandwidth(&mut self, link: u32, bandwidth: Bandwidth) -> Result<()> {
+        let action = || format!("replace qdisc of link {link} root {bandwidth}");
+        let options = bandwidth
+            .options()
+            .ok_or_else(|| Error::new(action(), Errno::INVAL))?;
+        let options = options
+            .into_iter()
+            .map(|(kind, bytes)| TcOption::Other(DefaultNla::new(kind, bytes)))
+            .collect();
+        let mut message = message(link, TBF_HANDLE, TcHandle::ROOT);
+        message.attributes = vec![
+            TcAttribute::Kind("tbf".to_owned()),
+            TcAttribute::Options(options),
+        ];
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(Message::NewQueueDiscipline(message), flags, action)
+    }
+
+    /// Removes the bound of what a link sends; that there is none, or no such link, is fine.
+    ///
+    /// # Errors
+    /// EINVAL when the link's root is of another kind; what the kernel answered.
+    pub fn remove_bandwidth(&mut self, link: u32) -> Result<()> {
+        let mut message = message(link, TcHandle::UNSPEC, TcHandle::ROOT);
+        message.attributes = vec![TcAttribute::Kind("tbf".to_owned())];
+        self.remove(message, || format!("delete qdisc of link {link} root tbf"))
+    }
+
+    /// Makes an ifb device that is up, or finds it with another MTU and corrects that.
+    ///
+    /// # Errors
+    /// Exists, when the name is that of a link of another kind; what the kernel answered.
+    pub fn ensure_ifb(&mut self, name: &IfName, mtu: u32) -> Result<Link> {
+        let action = || format!("add link {name} type ifb");
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.extend([
+            LinkAttribute::IfName(name.to_string()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
+        ]);
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match self.change(Message::NewLink(message), flags, action) {
+            Err(error) if !error.is_exists() => return Err(error),
+            _ => {}
+        }
+        let link = self.link(name)?;
+        if link.kind.as_deref() != Some("ifb") {
+            return Err(Error::new(action(), Errno::EXIST));
+        }
+        if link.up && link.mtu == mtu {
+            return Ok(link);
+        }
+        let change = crate::LinkChange {
+            up: true,
+            mtu: Some(mtu),
+            ..Default::default()
+        };
+        self.set_link(link.index, change)?;
+        self.link(name)
+    }
+
+    /// Sends all that link `from` receives through link `to`, an ifb device, before it goes on.
+    ///
+    /// # Errors
+    /// Not found, when one of the links or `u32` or `mirred` is not there; what the kernel answered.
+    pub fn ensure_redirect(&mut self, from: u32, to: u32) -> Result<()> {
+        let mut ingress = message(from, INGRESS_HANDLE, TcHandle::INGRESS);
+        ingress.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+        let action = || format!("add qdisc of link {from} ingress");
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match self.change(Message::NewQueueDiscipline(ingress), flags, action) {
+            Err(error) if !error.is_exists() => return Err(error),
+            _ => {}
+        }
+        let mut filter = message(from, FILTER_HANDLE, INGRESS_FILTERS);
+        filter.header.info = PRIORITY << 16 | u32::from(ETH_P_ALL.to_be());
+        filter.attributes = vec![
+            TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
+            TcAttribute::Options(redirect(to)),
+        ];
+        self.change(Message::NewTrafficFilter(filter), NLM_F_CREATE, || {
+            format!("replace filter of link {from} ingress action redirect to link {to}")
+        })
+    }
+
+    /// Removes the redirection of what a link receives; that there is none, or no such link, is fine.
+    ///
+    /// # Errors
+    /// EINVAL when the link's ingress is of another kind; what the kernel answered.
+    pub fn remove_redirect(&mut self, from: u32) -> Result<()> {
+        let mut message = message(from, INGRESS_HANDLE, TcHandle::INGRESS);
+        message.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+        self.remove(message, || format!("delete qdisc of link {from} ingress"))
+    }
+
+    /// Deletes a qdisc of the kind that the message names.
+    ///
+    /// The kernel says EINVAL both when another kind is there and when there is none but the link's default, whose handle
+    /// is 0; only the former is an error.
+    fn remove(&mut self, message: TcMessage, action: impl FnOnce() -> String) -> Result<()> {
+        let look = self::message(
+            message.header.index.cast_unsigned(),
+            TcHandle::UNSPEC,
+            message.header.parent,
+        );
+        match self.change(Message::DelQueueDiscipline(message), 0, action) {
+            Err(error) if error.errno() == Errno::INVAL => {
+                match self.query(Message::GetQueueDiscipline(look), String::new) {
+                    Ok(Message::NewQueueDiscipline(other)) if other.header.handle.major != 0 => {
+                        Err(error)
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn message(link: u32, handle: TcHandle, parent: TcHandle) -> TcMessage {
+    let header = TcHeader {
+        index: link.cast_signed(),
+        handle,
+        parent,
+        ..TcHeader::default()
+    };
+    TcMessage::from_parts(header, Vec::new())
+}
+
+/// A u32 filter that every packet matches and that gives it to `link` to send.
+fn redirect(link: u32) -> Vec<TcOption> {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::from_bits_retain(TC_U32_TERMINAL);
+    selector.nkeys = 1;
+    selector.keys = vec![TcU32Key::default()];
+
+    let mut mirror = TcMirror::default();
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = link;
+    let mut action = TcAction::default();
+    action.tab = 1;
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
+            mirror,
+        ))]),
+    ];
+    vec![
+        TcOption::U32(TcFilterU32Option::ClassId(TcHandle { major: 1, minor: 1 })),
+        TcOption::U32(TcFilterU32Option::Selector(selector)),
+        TcOption::U32(TcFilterU32Option::Action(vec![action])),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::Netns;
+    use crate::testing::TestNs;
+
+    const SLOW: Bandwidth = Bandwidth {
+        rate: 40_000_000,
+        burst: 800_000,
+    };
+
+    fn name(text: &str) -> IfName {
+        text.parse().unwrap()
+    }
+
+    fn tc(arguments: &str) -> Value {
+        let output = Command::new("tc")
+            .arg("-j")
+            .args(arguments.split_whitespace())
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "tc {arguments}: {told}");
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    fn made(link: &str) -> Vec<Value> {
+        let Value::Array(all) = tc(&format!("qdisc show dev {link}")) else {
+            panic!("tc prints a list");
+        };
+        let ours = |qdisc: &Value| qdisc["kind"] == "tbf" || qdisc["kind"] == "ingress";
+        all.into_iter().filter(ours).collect()
+    }
+
+    #[test]
+    fn a_token_bucket_is_what_the_reference_plugin_would_have_set() {
+        let ns = TestNs::new();
+        ns.ip("link add v0 up type veth peer name v1");
+        let mut netlink = Netlink::open().unwrap();
+        let link = netlink.link(&name("v0")).unwrap().index;
+        netlink.remove_bandwidth(link).unwrap();
+        let bandwidth = Bandwidth {
+            rate: 1_000_000,
+            burst: 1_000_000,
+        };
+        netlink.ensure_bandwidth(link, bandwidth).unwrap();
+        let ours = made("v0");
+        assert_eq!(ours[0]["handle"], "1:");
+        // 1 Mbit/s, 125,000 bytes a second: a burst takes one second, and 25 ms are 3,125 bytes more.
+        let words = "rate 125000bps burst 125000b limit 128125b";
+        tc(&format!("qdisc replace dev v0 root handle 1: tbf {words}"));
+        assert_eq!(ours, made("v0"));
+
+        for rate in [SLOW.rate, 80_000_000_000] {
+            let changed = Bandwidth { rate, ..SLOW };
+            netlink.ensure_bandwidth(link, changed).unwrap();
+            let ours = made("v0");
+            assert_eq!(ours.len(), 1);
+            assert_eq!(ours[0]["options"]["rate"], rate / 8);
+        }
+        netlink.remove_bandwidth(link).unwrap();
+        netlink.remove_bandwidth(link).unwrap();
+        assert_eq!(made("v0"), [] as [Value; 0]);
+
+        tc("qdisc replace dev v0 root handle 7: htb");
+        let error = netlink.remove_bandwidth(link).unwrap_err();
+        assert_eq!(error.errno(), Errno::INVAL);
+        assert_eq!(tc("qdisc show dev v0")[0]["kind"], "htb");
+        let nothing = Bandwidth {
+            rate: 7,
+            burst: 800,
+        };
+        let error = netlink.ensure_bandwidth(link, nothing).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "replace qdisc of link {link} root tbf rate 7bit burst 800bit latency 25ms: \
+                 invalid argument (EINVAL)"
+            )
+        );
+    }
+
+    #[test]
+    fn parameters_that_32_bits_do_not_hold_are_as_much_as_they_do() {
+        let number = |bytes: &[u8], at| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        let options = |rate, burst| Bandwidth { rate, burst }.options();
+        assert_eq!(options(0, 800), None);
+        assert_eq!(options(800, 0), None);
+        let huge = options(u64::MAX, u64::MAX).unwrap();
+        assert_eq!(number(&huge[0].1, 8), u32::MAX);
+        assert_eq!(huge[1].0, TCA_TBF_RATE64);
+        let slow = options(8, u64::MAX).unwrap();
+        assert_eq!(number(&slow[0].1, 28), u32::MAX);
+    }
+
+    #[test]
+    fn a_redirection_is_made_once_changed_and_removed() {
+        let ns = TestNs::new();
+        ns.ip("link add v0 up type veth peer name v1");
+        let mut netlink = Netlink::open().unwrap();
+        let from = netlink.link(&name("v0")).unwrap().index;
+        let ifb = netlink.ensure_ifb(&name("ifb-a"), 1400).unwrap();
+        let other = netlink.ensure_ifb(&name("ifb-b"), 1500).unwrap();
+        assert_eq!(netlink.ensure_ifb(&name("ifb-a"), 1400).unwrap(), ifb);
+        assert_eq!(netlink.ensure_ifb(&name("ifb-a"), 1300).unwrap().mtu, 1300);
+        assert_eq!(
+            ns.ip("-d link show ifb-b")[0]["linkinfo"]["info_kind"],
+            "ifb"
+        );
+        let error = netlink.ensure_ifb(&name("v0"), 1500).unwrap_err();
+        assert!(error.is_exists(), "{error}");
+
+        netlink.remove_redirect(from).unwrap();
+        for to in [&ifb, &ifb, &other] {
+            netlink.ensure_redirect(from, to.index).unwrap();
+            let filters = tc("filter show dev v0 ingress");
+            let ours: Vec<_> = filters
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|filter| filter["options"]["actions"].is_array())
+                .collect();
+            assert_eq!(ours.len(), 1, "{filters}");
+            assert_eq!(
+                (&ours[0]["protocol"], &ours[0]["pref"]),
+                (&"all".into(), &1.into())
+            );
+            let action = &ours[0]["options"]["actions"][0];
+            assert_eq!(action["kind"], "mirred");
+            assert_eq!(action["mirred_action"], "redirect");
+            assert_eq!(action["to_dev"], to.name.as_str());
+        }
+        netlink.remove_redirect(from).unwrap();
+        netlink.remove_redirect(from).unwrap();
+        assert_eq!(made("v0"), [] as [Value; 0]);
+    }
+
+    #[test]
+    fn both_directions_keep_to_their_rate() {
+        let ns = TestNs::new();
+        let pod = std::thread::spawn(|| Netns::enter_new().and_then(|()| Netns::current()))
+            .join()
+            .unwrap()
+            .unwrap();
+        ns.ip("link add v0 up type veth peer name v1");
+        let target = format!("/proc/{}/fd/{}", std::process::id(), {
+            use std::os::fd::{AsFd, AsRawFd};
+            pod.as_fd().as_raw_fd()
+        });
+        ns.ip(&format!("link set v1 netns {target}"));
+        ns.ip("addr add 10.0.0.1/24 dev v0");
+        pod.run(|| {
+            ns.ip("addr add 10.0.0.2/24 dev v1");
+            ns.ip("link set v1 up");
+        })
+        .unwrap();
+        let here = Netns::current().unwrap();
+        let mut netlink = Netlink::open().unwrap();
+        let link = netlink.link(&name("v0")).unwrap().index;
+        let free = throughput(&here, &pod, "10.0.0.2:5000");
+        assert!(
+            free > 5.0 * SLOW.rate as f64,
+            "{free} bit/s without a bound"
+        );
+
+        netlink.ensure_bandwidth(link, SLOW).unwrap();
+        let ifb = netlink.ensure_ifb(&name("ifb-pod"), 1500).unwrap();
+        netlink.ensure_bandwidth(ifb.index, SLOW).unwrap();
+        netlink.ensure_redirect(link, ifb.index).unwrap();
+        for (from, to, address) in [
+            (&here, &pod, "10.0.0.2:5001"),
+            (&pod, &here, "10.0.0.1:5002"),
+        ] {
+            let seen = throughput(from, to, address) / SLOW.rate as f64;
+            println!("{seen:.2} of the rate to {address}");
+            assert!(
+                (0.25..1.3).contains(&seen),
+                "{seen} of the rate to {address}"
+            );
+        }
+    }
+
+    /// Bits per second that arrive of TCP, after a burst.
+    fn throughput(from: &Netns, to: &Netns, address: &str) -> f64 {
+        let listener = to.run(|| TcpListener::bind(address).unwrap()).unwrap();
+        let mut sender = from.run(|| TcpStream::connect(address).unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || while sender.write_all(&[0; 16 * 1024]).is_ok() {});
+            let mut buffer = vec![0; 64 * 1024];
+            let mut read_for = |time: Duration| {
+                let (begin, mut count) = (Instant::now(), 0);
+                while begin.elapsed() < time {
+                    count += receiver.read(&mut buffer).unwrap();
+                }
+                count as f64 * 8.0 / begin.elapsed().as_secs_f64()
+            };
+            read_for(Duration::from_millis(150));
+            let seen = read_for(Duration::from_millis(400));
+            drop(receiver);
+            seen
+        })
+    }
+}
