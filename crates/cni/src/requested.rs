@@ -3,6 +3,7 @@
 //! Three places may ask, and a later one outweighs the earlier: `CNI_ARGS`, `args.cni`, `runtimeConfig`. What the runtime
 //! may put into `runtimeConfig` the conflist names in `capabilities`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -41,8 +42,12 @@ struct Keys {
 #[serde(default)]
 #[derive(Default)]
 struct RuntimeDns {
+    // containerd writes these with capitals.
+    #[serde(alias = "Servers")]
     servers: Vec<String>,
+    #[serde(alias = "Searches")]
     searches: Vec<String>,
+    #[serde(alias = "Options")]
     options: Vec<String>,
 }
 
@@ -56,6 +61,9 @@ impl Requested {
         let args = conf.get("args").and_then(|args| args.get("cni"));
         requested.outweigh_by("args.cni", args)?;
         requested.outweigh_by("runtimeConfig", conf.get("runtimeConfig"))?;
+        // podman asks twice for one address when it reloads a network.
+        let mut seen = BTreeSet::new();
+        requested.ips.retain(|ip| seen.insert(*ip));
         Ok(requested)
     }
 
@@ -178,6 +186,22 @@ mod tests {
         );
         assert_eq!(requested.mac.unwrap().to_string(), "0a:00:00:00:00:03");
         assert_eq!(requested.dns.unwrap().nameservers, ["10.96.0.10"]);
+    }
+
+    #[test]
+    fn what_podman_and_containerd_write_is_understood() {
+        let conf = json!({"runtimeConfig": {
+            "ips": ["10.89.7.77", "10.89.7.77"],
+            "dns": {"Servers": ["10.96.0.10"], "Searches": ["a.b"], "Options": ["ndots:5"]},
+            "io.kubernetes.cri.pod-annotations": null,
+        }});
+        let requested = parse(conf, "").unwrap();
+        assert_eq!(requested.ips, ["10.89.7.77".parse::<IpAddr>().unwrap()]);
+        let dns = requested.dns.unwrap();
+        assert_eq!(
+            (dns.nameservers[0].as_str(), dns.search[0].as_str()),
+            ("10.96.0.10", "a.b")
+        );
     }
 
     #[test]
