@@ -4,6 +4,7 @@
 //! crate knows no pods, no CNI and no Kubernetes, decides nothing, and never runs another program.
 
 mod address;
+pub mod conntrack;
 mod error;
 mod link;
 mod monitor;
@@ -12,6 +13,7 @@ pub mod namespaces;
 mod neighbour;
 mod netlink;
 pub mod netns;
+mod nfnetlink;
 pub mod nft;
 mod qdisc;
 mod route;

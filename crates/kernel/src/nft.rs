@@ -12,7 +12,6 @@
 mod batch;
 mod chain;
 mod element;
-mod encode;
 mod field;
 mod rule;
 mod set;
@@ -22,29 +21,23 @@ mod value;
 
 use std::fmt;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
-use rustix::net::sockopt;
 
 pub use batch::Batch;
 pub use chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, priority};
 pub use element::{Data, Element};
 pub use field::{Field, Header};
 pub use rule::{Compare, CtState, Limit, LimitUnit, Nat, NatFlag, Reject, Rule};
-pub use set::{Holds, Set};
+pub use set::{Holds, NamedSet, Set};
 pub use value::{Type, Value};
 
-use crate::error::{Error, Result};
-use crate::netlink::{DUMP_TRIES, RECEIVE_BUFFER, Received, Refusal, split_message};
-use encode::{Attributes, Encoder};
+use crate::error::Result;
+use crate::netlink::Refusal;
+use crate::nfnetlink::{Nfnetlink, encode};
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u16 = 10;
-/// `sizeof(struct nfgenmsg)`: what precedes the attributes of an answer.
-const GENERIC_HEADER: usize = 4;
-/// What the kernel keeps back of a send buffer (`netlink_sendmsg`).
-const SEND_RESERVE: usize = 32;
 
 /// The kinds of messages (`enum nf_tables_msg_types`, linux/netfilter/nf_tables.h).
 mod message {
@@ -58,6 +51,8 @@ mod message {
     pub(super) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
     pub(super) const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
     pub(super) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+    pub(super) const GET_SETS: u16 = SUBSYSTEM << 8 | 10;
+    pub(super) const DELETE_SET: u16 = SUBSYSTEM << 8 | 11;
     pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 12;
     pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(super) const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 14;
@@ -109,9 +104,7 @@ impl fmt::Display for Table<'_> {
 
 /// A connection to nf_tables, in the network namespace that it was opened in.
 pub struct Nft {
-    socket: Socket,
-    sequence: u32,
-    buffer: Vec<u8>,
+    link: Nfnetlink,
 }
 
 /// The first change of a batch that was refused, by its place; none when the batch was as a whole.
@@ -135,19 +128,8 @@ impl Nft {
     /// # Errors
     /// What `socket`, `bind` or `setsockopt` answered; EPROTONOSUPPORT from a kernel without nfnetlink.
     pub fn open() -> Result<Self> {
-        let open = || -> std::io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
-            // An error's answer then holds the kernel's words and not our own request again.
-            socket.set_cap_ack(true)?;
-            socket.set_ext_ack(true)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|error| Error::from_io("open nftables socket", &error))?;
         Ok(Self {
-            socket,
-            sequence: 0,
-            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+            link: Nfnetlink::open("nftables")?,
         })
     }
 
@@ -161,12 +143,12 @@ impl Nft {
         if batch.is_empty() {
             return Ok(());
         }
-        let first = self.sequence.wrapping_add(1);
+        let first = self.link.sequence.wrapping_add(1);
         let (messages, actions) = batch.finish(first);
         let count = actions.len();
-        self.sequence = first.wrapping_add(u32::try_from(count + 1).unwrap_or(u32::MAX));
+        self.link.sequence = first.wrapping_add(u32::try_from(count + 1).unwrap_or(u32::MAX));
         let mut attempt = || {
-            self.send(messages.bytes())?;
+            self.link.send(messages.bytes())?;
             self.outcome(first, count)
         };
         attempt().map_err(|failure| {
@@ -188,7 +170,7 @@ impl Nft {
             family: table.family as u8,
             resource: 0,
         };
-        let asked = self.ask(
+        let asked = self.link.ask(
             header,
             |to| to.text(1, table.name), // NFTA_TABLE_NAME
             |_| {},
@@ -202,73 +184,78 @@ impl Nft {
 
     /// All elements of a set or a map.
     ///
-    /// A dump that the kernel calls interrupted (`NLM_F_DUMP_INTR`: a commit came between) is begun again.
-    ///
     /// # Errors
     /// Not found; EBADMSG when the set is of other types than `set` says; EINTR when commits never let a dump finish.
     pub fn list_elements(&mut self, set: &Set<'_>) -> Result<Vec<Element>> {
-        let header = encode::Header {
-            kind: message::GET_ELEMENTS,
-            flags: NLM_F_REQUEST | NLM_F_DUMP,
-            family: set.table.family as u8,
-            resource: 0,
-        };
+        let header = set.request(message::GET_ELEMENTS, NLM_F_DUMP);
         let error = |refusal: Refusal| refusal.into_error(format!("list elements of {set}"));
-        for _ in 0..DUMP_TRIES {
-            let mut stored = Some(Vec::new());
-            let asked = self.ask(
-                header,
-                |to| set.encode_name(to),
-                |attributes| match (&mut stored, element::read_stored(set, attributes)) {
+        let mut stored = Some(Vec::new());
+        let asked = self.link.dump(
+            header,
+            |to| set.encode_name(to),
+            |part| match part {
+                None => stored = Some(Vec::new()),
+                Some(attributes) => match (&mut stored, element::read_stored(set, attributes)) {
                     (Some(all), Some(part)) => all.extend(part),
                     _ => stored = None,
                 },
-            );
-            match asked {
-                Ok(()) => {
-                    return stored
-                        .and_then(|all| element::understand(set, all))
-                        .ok_or_else(|| error(Errno::BADMSG.into()));
-                }
-                Err(refusal) if refusal.errno == Errno::INTR => {}
-                Err(refusal) => return Err(error(refusal)),
-            }
-        }
-        Err(error(Errno::INTR.into()))
+            },
+        );
+        asked.map_err(error)?;
+        stored
+            .and_then(|all| element::understand(set, all))
+            .ok_or_else(|| error(Errno::BADMSG.into()))
     }
 
-    /// Sends one request that changes nothing and reads until its end; `object` sees the attributes of each answer.
-    fn ask(
-        &mut self,
-        header: encode::Header,
-        body: impl FnOnce(&mut Encoder),
-        mut object: impl FnMut(Attributes<'_>),
-    ) -> std::result::Result<(), Refusal> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let sequence = self.sequence;
-        let mut request = Encoder::default();
-        request.message(header, body);
-        request.number(sequence);
-        self.send(request.bytes())?;
-        let mut interrupted = false;
-        loop {
-            let ended = self.receive(true, |answer| {
-                if answer.sequence != sequence {
-                    return None;
-                }
-                interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
-                let outcome = answer.outcome();
-                if outcome.is_none() {
-                    let payload = answer.payload.get(GENERIC_HEADER..);
-                    object(Attributes(payload.unwrap_or_default()));
-                }
-                outcome
-            })?;
-            match ended {
-                Some(Ok(())) if interrupted => return Err(Errno::INTR.into()),
-                Some(outcome) => return outcome,
-                None => {}
-            }
+    /// The element of that key, or none: of a set of single keys, whose size does not matter.
+    ///
+    /// # Errors
+    /// What the kernel answered, other than that there is no such element, set or table; EBADMSG as with
+    /// [`Self::list_elements`].
+    pub fn find_element(&mut self, set: &Set<'_>, key: &Element) -> Result<Option<Element>> {
+        let header = set.request(message::GET_ELEMENTS, NLM_F_ACK);
+        let error = |refusal: Refusal| refusal.into_error(format!("find element {key} in {set}"));
+        let mut stored = Some(Vec::new());
+        let asked = self.link.ask(
+            header,
+            |to| key.encode_question(to, set),
+            |attributes| stored = element::read_stored(set, attributes),
+        );
+        match asked {
+            Ok(()) => {}
+            Err(refusal) if refusal.errno == Errno::NOENT => return Ok(None),
+            Err(refusal) => return Err(error(refusal)),
+        }
+        stored
+            .and_then(|found| element::understand(set, found))
+            .map(|mut found| found.pop())
+            .ok_or_else(|| error(Errno::BADMSG.into()))
+    }
+
+    /// All sets and maps of a table that have a name, with what their owners say of them; none where there is no table.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn list_sets(&mut self, table: Table<'_>) -> Result<Vec<NamedSet>> {
+        let header = encode::Header {
+            kind: message::GET_SETS,
+            flags: NLM_F_REQUEST | NLM_F_DUMP,
+            family: table.family as u8,
+            resource: 0,
+        };
+        let mut sets = Vec::new();
+        let asked = self.link.dump(
+            header,
+            |to| to.text(1, table.name), // NFTA_SET_TABLE
+            |part| match part {
+                None => sets.clear(),
+                Some(attributes) => sets.extend(NamedSet::read(attributes)),
+            },
+        );
+        match asked {
+            Ok(()) => Ok(sets),
+            Err(refusal) if refusal.errno == Errno::NOENT => Ok(Vec::new()),
+            Err(refusal) => Err(refusal.into_error(format!("list sets of table {table}"))),
         }
     }
 
@@ -280,7 +267,7 @@ impl Nft {
         let mut failure: Option<Failure> = None;
         let mut lost = false;
         loop {
-            let read = self.receive(!lost, |answer| {
+            let read = self.link.receive(!lost, |answer| {
                 let message = usize::try_from(answer.sequence.wrapping_sub(first)).ok()?;
                 let place = message.checked_sub(1);
                 let outcome = answer.outcome().filter(|_| message <= count)?;
@@ -305,57 +292,5 @@ impl Nft {
                 return failure.map_or(Ok(()), Err);
             }
         }
-    }
-
-    /// Sends bytes at once. The send buffer grows when the kernel says that they do not fit.
-    fn send(&mut self, bytes: &[u8]) -> std::result::Result<(), Refusal> {
-        let mut grown = false;
-        loop {
-            let Err(error) = self.socket.send(bytes, 0) else {
-                return Ok(());
-            };
-            let refusal = Refusal::from_io(&error);
-            match refusal.errno {
-                Errno::INTR => {}
-                Errno::MSGSIZE if !grown => {
-                    grown = true;
-                    let size = bytes.len() + SEND_RESERVE;
-                    // Beyond net.core.wmem_max only with the right to; otherwise as far as it goes.
-                    sockopt::set_socket_send_buffer_size_force(&self.socket, size)
-                        .or_else(|_| sockopt::set_socket_send_buffer_size(&self.socket, size))?;
-                }
-                _ => return Err(refusal),
-            }
-        }
-    }
-
-    /// Reads one datagram and gives each message in it to `look`, until that gives something.
-    fn receive<T>(
-        &mut self,
-        wait: bool,
-        mut look: impl FnMut(&Received<'_>) -> Option<T>,
-    ) -> std::result::Result<Option<T>, Refusal> {
-        let flags = if wait {
-            rustix::net::RecvFlags::empty()
-        } else {
-            rustix::net::RecvFlags::DONTWAIT
-        };
-        self.buffer.clear();
-        while let Err(error) = self
-            .socket
-            .recv(&mut self.buffer, flags.bits().cast_signed())
-        {
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                return Err(Refusal::from_io(&error));
-            }
-        }
-        let mut rest = self.buffer.as_slice();
-        while let Some((message, after)) = split_message(rest) {
-            if let Some(found) = look(&message) {
-                return Ok(Some(found));
-            }
-            rest = after;
-        }
-        Ok(None)
     }
 }

@@ -107,6 +107,26 @@ impl Batch {
         self.push(to, format!("add {set}"), |to| set.encode(to, id));
     }
 
+    /// Adds a set or a map whose name must not be there yet.
+    pub fn create_set(&mut self, set: &Set<'_>) {
+        let id = u32::try_from(self.actions.len()).unwrap_or(u32::MAX);
+        let to = Request(message::NEW_SET, NLM_F_CREATE | NLM_F_EXCL, set.table);
+        self.push(to, format!("create {set}"), |to| set.encode(to, id));
+    }
+
+    /// Changes nothing, and fails when the set or map is not there.
+    pub fn require_set(&mut self, set: &Set<'_>) {
+        let id = u32::try_from(self.actions.len()).unwrap_or(u32::MAX);
+        let to = Request(message::NEW_SET, 0, set.table);
+        self.push(to, format!("require {set}"), |to| set.encode(to, id));
+    }
+
+    /// Deletes a set or a map and its elements; no rule may look at it.
+    pub fn delete_set(&mut self, set: &Set<'_>) {
+        let to = Request(message::DELETE_SET, 0, set.table);
+        self.push(to, format!("delete {set}"), |to| set.encode_name(to));
+    }
+
     /// Adds an element; that the same is there is fine, but not one of the same key that leads elsewhere.
     pub fn add_element(&mut self, set: &Set<'_>, element: &Element) {
         let to = Request(message::NEW_ELEMENT, NLM_F_CREATE, set.table);

@@ -94,12 +94,16 @@ pub enum Policy {
 
 /// The usual priorities.
 pub mod priority {
+    /// Before connections are followed (`NF_IP_PRI_RAW`).
+    pub const RAW: i32 = -300;
     /// Translation of destinations (`NF_IP_PRI_NAT_DST`, linux/netfilter_ipv4.h).
     pub const DSTNAT: i32 = -100;
     /// Filters (`NF_IP_PRI_FILTER`).
     pub const FILTER: i32 = 0;
     /// Translation of sources (`NF_IP_PRI_NAT_SRC`).
     pub const SRCNAT: i32 = 100;
+    /// Translation of destinations in the family bridge (`NF_BR_PRI_NAT_DST_BRIDGED`), the first of its usual ones.
+    pub const BRIDGE_DSTNAT: i32 = -300;
     /// Filters of the family bridge (`NF_BR_PRI_FILTER_BRIDGED`, linux/netfilter_bridge.h).
     pub const BRIDGE_FILTER: i32 = -200;
 }

@@ -111,6 +111,16 @@ impl Element {
         });
     }
 
+    /// The body of a message that asks for it by its key.
+    pub(super) fn encode_question(&self, to: &mut Encoder, set: &Set<'_>) {
+        set.encode_name(to);
+        to.nest(attribute::LIST_ELEMENTS, |list| {
+            list.nest(LIST_ELEM, |to| {
+                to.data(attribute::KEY, &concatenate(&self.key));
+            });
+        });
+    }
+
     fn encode_key(&self, to: &mut Encoder, pair: bool) {
         to.data(attribute::KEY, &concatenate(&self.key));
         if let Some(last) = self.last.as_ref().filter(|_| !pair) {
@@ -142,20 +152,43 @@ impl fmt::Display for Element {
     }
 }
 
-/// A comment as `nft` writes and reads it: kind, length, text with a NUL. One that is too long is refused by the kernel
-/// (`NFT_USERDATA_MAXLEN`).
-pub(super) fn encode_comment(to: &mut Encoder, kind: u16, comment: &str) {
-    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
-    let mut bytes = vec![UDATA_COMMENT, length];
-    bytes.extend(comment.as_bytes());
-    bytes.push(0);
-    to.bytes_attribute(kind, &bytes);
+/// What `nft` keeps with an object and the kernel does not look at: kind, length and bytes of each. One that is too long is
+/// refused by the kernel (`NFT_USERDATA_MAXLEN`).
+#[derive(Default)]
+pub(super) struct UserData(Vec<u8>);
+
+impl UserData {
+    pub(super) fn bytes(&mut self, kind: u8, bytes: &[u8]) {
+        let length = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+        self.0.extend([kind, length]);
+        self.0.extend(bytes);
+    }
+
+    /// Text, with a NUL at its end.
+    pub(super) fn text(&mut self, kind: u8, text: &str) {
+        self.bytes(kind, &[text.as_bytes(), &[0]].concat());
+    }
+
+    /// As an attribute of that kind, where there is anything.
+    pub(super) fn encode(&self, to: &mut Encoder, kind: u16) {
+        if !self.0.is_empty() {
+            to.bytes_attribute(kind, &self.0);
+        }
+    }
 }
 
-fn read_comment(mut bytes: &[u8]) -> Option<String> {
+/// A comment as `nft` writes and reads it, of an element or a rule.
+pub(super) fn encode_comment(to: &mut Encoder, kind: u16, comment: &str) {
+    let mut user_data = UserData::default();
+    user_data.text(UDATA_COMMENT, comment);
+    user_data.encode(to, kind);
+}
+
+/// The text of that kind in what `nft` keeps with an object.
+pub(super) fn read_user_data(mut bytes: &[u8], wanted: u8) -> Option<String> {
     while let [kind, length, rest @ ..] = bytes {
         let (value, after) = rest.split_at_checked(usize::from(*length))?;
-        if *kind == UDATA_COMMENT {
+        if *kind == wanted {
             let text = String::from_utf8_lossy(value);
             return Some(text.trim_end_matches('\0').to_owned());
         }
@@ -204,7 +237,9 @@ fn read_element(set: &Set<'_>, attributes: Attributes<'_>) -> Option<Stored> {
         last: value(attribute::KEY_END).map(<[u8]>::to_vec),
         ends_interval,
         data,
-        comment: attributes.find(attribute::USERDATA).and_then(read_comment),
+        comment: attributes
+            .find(attribute::USERDATA)
+            .and_then(|bytes| read_user_data(bytes, UDATA_COMMENT)),
     })
 }
 

@@ -72,6 +72,12 @@ impl Field {
         length: 4,
         layer: Layer::Any,
     };
+    /// `ct status`, as bits; see `Rule::is_dnat`.
+    pub(super) const CT_STATUS: Self = Self {
+        source: Source::Conntrack(2),
+        length: 4,
+        layer: Layer::Any,
+    };
     /// `fib daddr type`; see `Rule::daddr_is_local`.
     pub(super) const DADDR_TYPE: Self = Self {
         source: Source::DestinationKind,

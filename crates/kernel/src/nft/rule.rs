@@ -32,6 +32,8 @@ const NFPROTO_IPV6: u8 = 10;
 const IPPROTO_ICMPV6: u8 = 58;
 /// `RTN_LOCAL` (linux/rtnetlink.h): an address of this machine.
 const RTN_LOCAL: u32 = 2;
+/// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h): the connection's destination was translated.
+const IPS_DST_NAT: u32 = 1 << 5;
 
 /// How a field compares (`enum nft_cmp_ops`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +195,13 @@ impl<'a> Rule<'a> {
         let bits = states.iter().fold(0, |bits, state| bits | *state as u32);
         self.load(&[Field::CT_STATE])
             .mask(&bits.to_ne_bytes())
+            .cmp(Compare::NotEqual, &[0; 4])
+    }
+
+    /// `ct status dnat`: the destination of the packet's connection was translated.
+    pub fn is_dnat(self) -> Self {
+        self.load(&[Field::CT_STATUS])
+            .mask(&IPS_DST_NAT.to_ne_bytes())
             .cmp(Compare::NotEqual, &[0; 4])
     }
 

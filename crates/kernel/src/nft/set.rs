@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use netlink_packet_core::NLM_F_REQUEST;
+
 use super::Table;
-use super::encode::{Encoder, LIST_ELEM};
+use super::element::{UserData, read_user_data};
+use super::encode::{Attributes, Encoder, Header, LIST_ELEM};
 use super::value::{Type, total_length, type_number};
 
 /// `NFT_SET_INTERVAL` (linux/netfilter/nf_tables.h).
@@ -16,6 +19,8 @@ const SET_CONCAT: u32 = 0x80;
 const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 /// `NFTNL_UDATA_SET_KEYBYTEORDER`: what `nft` writes into a set's user data to print its keys again.
 const UDATA_KEY_BYTE_ORDER: u8 = 0;
+/// `NFTNL_UDATA_SET_COMMENT`.
+const UDATA_COMMENT: u8 = 7;
 
 /// The attributes of a set (`enum nft_set_attributes`).
 mod attribute {
@@ -60,6 +65,30 @@ pub struct Set<'a> {
     /// Its elements may be ranges. Not for keys with a mark, an index or a name of an interface. A change to a set of
     /// ranges of several fields costs the kernel a copy of all of it.
     pub interval: bool,
+    /// Its owner's words about it, at most 247 bytes.
+    pub comment: Option<&'a str>,
+}
+
+/// A set or a map as a list of those of a table tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedSet {
+    /// Its name.
+    pub name: String,
+    /// Its owner's words about it.
+    pub comment: Option<String>,
+}
+
+impl NamedSet {
+    /// Reads one message of a list; none for the nameless sets of rules.
+    pub(super) fn read(attributes: Attributes<'_>) -> Option<Self> {
+        let name = std::str::from_utf8(attributes.find(attribute::NAME)?).ok()?;
+        let name = name.trim_end_matches('\0');
+        let user_data = attributes.find(attribute::USERDATA).unwrap_or_default();
+        (!name.starts_with("__")).then(|| Self {
+            name: name.to_owned(),
+            comment: read_user_data(user_data, UDATA_COMMENT),
+        })
+    }
 }
 
 impl<'a> Set<'a> {
@@ -71,6 +100,7 @@ impl<'a> Set<'a> {
             key,
             holds: Holds::Nothing,
             interval: false,
+            comment: None,
         }
     }
 
@@ -94,6 +124,22 @@ impl<'a> Set<'a> {
     pub const fn with_intervals(mut self) -> Self {
         self.interval = true;
         self
+    }
+
+    /// The same with a comment.
+    pub const fn with_comment(mut self, comment: &'a str) -> Self {
+        self.comment = Some(comment);
+        self
+    }
+
+    /// The header of a question about it.
+    pub(super) fn request(&self, kind: u16, flags: u16) -> Header {
+        Header {
+            kind,
+            flags: NLM_F_REQUEST | flags,
+            family: self.table.family as u8,
+            resource: 0,
+        }
     }
 
     /// Its keys have several fields.
@@ -129,11 +175,14 @@ impl<'a> Set<'a> {
                 desc.nest(attribute::DESC_CONCAT, |fields| self.encode_fields(fields));
             });
         }
+        let mut user_data = UserData::default();
         if let [only] = self.key {
-            let mut order = vec![UDATA_KEY_BYTE_ORDER, 4];
-            order.extend(only.byte_order().to_ne_bytes());
-            to.bytes_attribute(attribute::USERDATA, &order);
+            user_data.bytes(UDATA_KEY_BYTE_ORDER, &only.byte_order().to_ne_bytes());
         }
+        if let Some(comment) = self.comment {
+            user_data.text(UDATA_COMMENT, comment);
+        }
+        user_data.encode(to, attribute::USERDATA);
     }
 
     fn encode_fields(&self, to: &mut Encoder) {

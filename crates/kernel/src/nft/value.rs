@@ -68,6 +68,30 @@ impl Type {
         }
     }
 
+    /// A value of this type out of its text, as [`Value`] prints it; none for the text of something else.
+    pub fn parse(self, text: &str) -> Option<Value> {
+        Some(match self {
+            Self::Ipv4 => Value::Ipv4(text.parse().ok()?),
+            Self::Ipv6 => Value::Ipv6(text.parse().ok()?),
+            Self::Mac => Value::Mac(text.parse().ok()?),
+            Self::EtherType => Value::EtherType(text.parse().ok()?),
+            Self::Protocol => match text {
+                "tcp" => Value::TCP,
+                "udp" => Value::UDP,
+                "sctp" => Value::SCTP,
+                number => Value::Protocol(number.parse().ok()?),
+            },
+            Self::Port => Value::Port(text.parse().ok()?),
+            Self::Icmp6Type => Value::Icmp6Type(text.parse().ok()?),
+            Self::Mark => {
+                let digits = text.strip_prefix("0x")?;
+                Value::Mark(u32::from_str_radix(digits, 16).ok()?)
+            }
+            Self::IfIndex => Value::IfIndex(text.parse().ok()?),
+            Self::IfName => Value::IfName(text.strip_prefix('"')?.strip_suffix('"')?.parse().ok()?),
+        })
+    }
+
     fn read(self, bytes: &[u8]) -> Option<Value> {
         Some(match self {
             Self::Ipv4 => Value::Ipv4(<[u8; 4]>::try_from(bytes).ok()?.into()),
@@ -258,6 +282,21 @@ mod tests {
             Some(values.to_vec())
         );
         assert_eq!(text(&values), "\"pod0\" . 02:00:00:00:00:01");
+        for (field, value) in types.iter().zip(&values) {
+            assert_eq!(field.parse(&value.to_string()).as_ref(), Some(value));
+        }
+        for (field, value) in [
+            (Type::Ipv4, Value::Ipv4([10, 0, 0, 1].into())),
+            (Type::Ipv6, Value::Ipv6(1.into())),
+            (Type::Protocol, Value::SCTP),
+            (Type::Protocol, Value::Protocol(1)),
+            (Type::Port, Value::Port(80)),
+            (Type::Mark, Value::Mark(16)),
+            (Type::IfIndex, Value::IfIndex(7)),
+        ] {
+            assert_eq!(field.parse(&value.to_string()), Some(value));
+            assert_eq!(field.parse("nonsense"), None);
+        }
         assert_eq!(read_values(&types, &[0; 8]), None);
     }
 }

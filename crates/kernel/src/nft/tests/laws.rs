@@ -137,6 +137,7 @@ const EVERY_OTHER: &str = r#"table inet podspan {
             meta mark & 0x000000ff == 0x00000007 oifname != "eth0" jump other
             ip daddr 10.0.16.0/20 drop
             ip6 saddr fd00::1 th dport > 1000 continue
+            ct status dnat accept
             reject with icmpx admin-prohibited
         }
         chain other { }
@@ -196,6 +197,7 @@ fn every_other_expression_is_what_one_would_have_typed() {
             .is(Field::IP6_SADDR, ip("fd00::1"))
             .compare(Field::DPORT, Compare::Greater, Value::Port(1000))
             .verdict(&Verdict::Continue),
+        rule().is_dnat().verdict(&Verdict::Accept),
         rule().reject(Reject::AdminProhibited),
     ];
     let dnat = Rule::of(PREROUTING).is(Field::L4PROTO, Value::UDP).nat(

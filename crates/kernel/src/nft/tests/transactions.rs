@@ -274,3 +274,62 @@ fn timed(nft: &mut Nft, batch: &Batch) -> Duration {
     nft.commit(batch).unwrap();
     begin.elapsed()
 }
+
+#[test]
+fn a_set_of_one_owner_is_made_found_by_its_comment_and_deleted() {
+    let _ns = TestNs::new();
+    let mut nft = Nft::open().unwrap();
+    let set = Set::of(INET, "pod0", &[Type::Mark]).with_comment("net/c1/eth0");
+    let commit = |nft: &mut Nft, change: &dyn Fn(&mut Batch)| {
+        let mut batch = Batch::new();
+        change(&mut batch);
+        nft.commit(batch)
+    };
+    assert_eq!(nft.list_sets(INET).unwrap(), []);
+    let create = |batch: &mut Batch| batch.create_set(&set);
+    assert!(commit(&mut nft, &create).unwrap_err().is_not_found());
+    commit(&mut nft, &|batch| {
+        batch.add_table(INET);
+        batch.add_set(&MASQUERADE4);
+        batch.create_set(&set);
+        batch.add_element(
+            &set,
+            &Element::new([Value::Mark(3)]).comment("masquerade4 10.0.0.1"),
+        );
+    })
+    .unwrap();
+    assert!(commit(&mut nft, &create).unwrap_err().is_exists());
+    commit(&mut nft, &|batch| batch.require_set(&set)).unwrap();
+    let other = Set::of(INET, "pod1", &[Type::Mark]);
+    let error = commit(&mut nft, &|batch| batch.require_set(&other)).unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+
+    let named = |name: &str, comment: Option<&str>| NamedSet {
+        name: name.into(),
+        comment: comment.map(str::to_owned),
+    };
+    let expected = [
+        named("masquerade4", None),
+        named("pod0", Some("net/c1/eth0")),
+    ];
+    assert_eq!(nft.list_sets(INET).unwrap(), expected);
+    assert!(
+        listing().contains("comment \"net/c1/eth0\""),
+        "nft reads it"
+    );
+    let key = |number| Element::new([Value::Mark(number)]);
+    let found = nft.find_element(&set, &key(3)).unwrap().unwrap();
+    assert_eq!(found.comment.as_deref(), Some("masquerade4 10.0.0.1"));
+    assert_eq!(nft.find_element(&set, &key(4)).unwrap(), None);
+    assert_eq!(nft.find_element(&other, &key(3)).unwrap(), None);
+
+    let longest = "c".repeat(247);
+    let long = other.with_comment(&longest);
+    commit(&mut nft, &|batch| batch.create_set(&long)).unwrap();
+    commit(&mut nft, &|batch| {
+        batch.delete_set(&set);
+        batch.delete_set(&other);
+    })
+    .unwrap();
+    assert_eq!(nft.list_sets(INET).unwrap(), expected[..1]);
+}

@@ -1,6 +1,6 @@
 //! Netlink messages and attributes as bytes, out and in.
 //!
-//! Numbers in nf_tables attributes are big-endian, unlike rtnetlink's. A length that a header field cannot hold is
+//! Numbers in netfilter's attributes are big-endian, unlike rtnetlink's. A length that a header field cannot hold is
 //! written as the largest one, which the kernel refuses; nothing is cut silently.
 
 use crate::netlink::{u16_at, u32_at};
@@ -10,15 +10,15 @@ const NLA_F_NESTED: u16 = 1 << 15;
 /// `NLA_TYPE_MASK` (linux/netlink.h): the attribute's kind without its flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
 /// `NFTA_LIST_ELEM` (linux/netfilter/nf_tables.h): an element of a list.
-pub(super) const LIST_ELEM: u16 = 1;
+pub(crate) const LIST_ELEM: u16 = 1;
 /// `NFTA_DATA_VALUE`: plain bytes.
-pub(super) const DATA_VALUE: u16 = 1;
+pub(crate) const DATA_VALUE: u16 = 1;
 /// `sizeof(struct nlmsghdr)`.
 const MESSAGE_HEADER: usize = 16;
 
 /// The header of a message: `struct nlmsghdr` and `struct nfgenmsg` (linux/netfilter/nfnetlink.h).
 #[derive(Clone, Copy)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// `nlmsg_type`.
     pub kind: u16,
     /// `nlmsg_flags`.
@@ -31,7 +31,7 @@ pub(super) struct Header {
 
 /// Bytes being written.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Encoder(Vec<u8>);
+pub(crate) struct Encoder(Vec<u8>);
 
 impl Encoder {
     /// What was written.
@@ -129,7 +129,7 @@ impl Encoder {
 
 /// The attributes in some bytes: kind and payload of each. It ends at anything that cannot be an attribute.
 #[derive(Clone, Copy)]
-pub(super) struct Attributes<'a>(pub &'a [u8]);
+pub(crate) struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The payload of the first attribute of that kind.

@@ -1,0 +1,254 @@
+//! The connections that the kernel follows (ctnetlink): those to a port, and forgetting one.
+//!
+//! A connection keeps the translation of its first packet for as long as packets come, so that a sender with a steady
+//! source port never sees a new rule. Which connections are stale is the caller's affair. Only the default zone is looked
+//! at. A surprise: where a kernel before 5.8 lists all connections, they are sorted out here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+
+use crate::error::Result;
+use crate::netlink::u16_at;
+use crate::nfnetlink::Nfnetlink;
+use crate::nfnetlink::encode::{Attributes, Encoder, Header};
+
+/// `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink.h).
+const SUBSYSTEM: u16 = 1;
+/// `IPCTNL_MSG_CT_GET` (linux/netfilter/nfnetlink_conntrack.h).
+const GET: u16 = SUBSYSTEM << 8 | 1;
+/// `IPCTNL_MSG_CT_DELETE`.
+const DELETE: u16 = SUBSYSTEM << 8 | 2;
+/// `CTA_FILTER_F_CTA_PROTO_NUM | CTA_FILTER_F_CTA_PROTO_DST_PORT` (net/netfilter/nf_internals.h): what of the tuple in a
+/// question counts.
+const FILTER_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
+
+/// The attributes of a connection (`enum ctattr_type`) and of what is in them.
+mod attribute {
+    pub(super) const TUPLE_ORIG: u16 = 1;
+    pub(super) const ID: u16 = 12;
+    pub(super) const ZONE: u16 = 18;
+    pub(super) const FILTER: u16 = 25;
+    /// `CTA_FILTER_ORIG_FLAGS`.
+    pub(super) const FILTER_ORIG_FLAGS: u16 = 1;
+    /// `CTA_TUPLE_IP`.
+    pub(super) const IP: u16 = 1;
+    /// `CTA_TUPLE_PROTO`.
+    pub(super) const PROTO: u16 = 2;
+    pub(super) const IP_V4: [u16; 2] = [1, 2];
+    pub(super) const IP_V6: [u16; 2] = [3, 4];
+    pub(super) const PROTO_NUM: u16 = 1;
+    pub(super) const PROTO_PORTS: [u16; 2] = [2, 3];
+}
+
+/// A connection to netfilter's table of connections, in the network namespace that it was opened in.
+pub struct Conntrack {
+    link: Nfnetlink,
+}
+
+/// A connection, by its first packet before anything was translated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    /// The transport protocol (`IPPROTO_*`, linux/in.h).
+    pub protocol: u8,
+    /// Who sent it.
+    pub source: SocketAddr,
+    /// Where it went.
+    pub destination: SocketAddr,
+    /// The kernel's own words for it: the tuple and the number.
+    tuple: Vec<u8>,
+    id: Vec<u8>,
+}
+
+impl Conntrack {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// What `socket`, `bind` or `setsockopt` answered; EPROTONOSUPPORT from a kernel without nfnetlink.
+    pub fn open() -> Result<Self> {
+        Ok(Self {
+            link: Nfnetlink::open("conntrack")?,
+        })
+    }
+
+    /// All connections of that transport protocol whose first packet went to that port, of both families.
+    ///
+    /// # Errors
+    /// What the kernel answered; EINVAL from one that follows no connections.
+    pub fn list(&mut self, protocol: u8, port: u16) -> Result<Vec<Connection>> {
+        let mut all = Vec::new();
+        for family in [
+            rustix::net::AddressFamily::INET,
+            rustix::net::AddressFamily::INET6,
+        ] {
+            let mut found = Vec::new();
+            let question = |to: &mut Encoder| {
+                to.nest(attribute::TUPLE_ORIG, |tuple| {
+                    tuple.nest(attribute::PROTO, |to| {
+                        to.bytes_attribute(attribute::PROTO_NUM, &[protocol]);
+                        to.bytes_attribute(attribute::PROTO_PORTS[1], &port.to_be_bytes());
+                    });
+                });
+                to.nest(attribute::FILTER, |to| {
+                    // In the machine's own order, unlike everything else.
+                    let flags = FILTER_PROTOCOL_AND_PORT.to_ne_bytes();
+                    to.bytes_attribute(attribute::FILTER_ORIG_FLAGS, &flags);
+                });
+            };
+            self.link
+                .dump(
+                    header(GET, NLM_F_DUMP, family),
+                    question,
+                    |part| match part {
+                        None => found.clear(),
+                        Some(attributes) => found.extend(Connection::read(attributes)),
+                    },
+                )
+                .map_err(|refusal| {
+                    refusal.into_error(format!("list connections to port {port}"))
+                })?;
+            all.extend(found);
+        }
+        all.retain(|known| known.protocol == protocol && known.destination.port() == port);
+        Ok(all)
+    }
+
+    /// Forgets a connection; that it is not there is fine. Its next packet is the first of a new one.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn remove(&mut self, connection: &Connection) -> Result<()> {
+        let family = match connection.source {
+            SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
+            SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
+        };
+        let asked = self.link.ask(
+            header(DELETE, NLM_F_ACK, family),
+            |to| {
+                to.nest_bytes(attribute::TUPLE_ORIG, &connection.tuple);
+                to.bytes_attribute(attribute::ID, &connection.id);
+            },
+            |_| {},
+        );
+        let action = || {
+            let Connection {
+                source,
+                destination,
+                ..
+            } = connection;
+            format!("remove connection from {source} to {destination}")
+        };
+        match asked.map_err(|refusal| refusal.into_error(action())) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Connection {
+    /// None for a connection of another zone, or of a protocol without ports.
+    fn read(attributes: Attributes<'_>) -> Option<Self> {
+        if attributes.find(attribute::ZONE).is_some() {
+            return None;
+        }
+        let tuple = attributes.find(attribute::TUPLE_ORIG)?;
+        let (ip, proto) = (
+            Attributes(tuple).inside(attribute::IP)?,
+            Attributes(tuple).inside(attribute::PROTO)?,
+        );
+        let address = |end: usize| -> Option<IpAddr> {
+            let [v4, v6] =
+                [attribute::IP_V4, attribute::IP_V6].map(|kinds| kinds.get(end).copied());
+            match ip.find(v4?) {
+                Some(bytes) => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
+                None => Some(Ipv6Addr::from(<[u8; 16]>::try_from(ip.find(v6?)?).ok()?).into()),
+            }
+        };
+        let port = |end: usize| {
+            let bytes = proto.find(*attribute::PROTO_PORTS.get(end)?)?;
+            u16_at(bytes, 0).map(u16::from_be)
+        };
+        Some(Self {
+            protocol: *proto.find(attribute::PROTO_NUM)?.first()?,
+            source: SocketAddr::new(address(0)?, port(0)?),
+            destination: SocketAddr::new(address(1)?, port(1)?),
+            tuple: tuple.to_vec(),
+            id: attributes.find(attribute::ID)?.to_vec(),
+        })
+    }
+}
+
+fn header(kind: u16, flags: u16, family: rustix::net::AddressFamily) -> Header {
+    Header {
+        kind,
+        flags: NLM_F_REQUEST | flags,
+        // AF_INET and AF_INET6 are small numbers.
+        family: family.as_raw().try_into().unwrap_or_default(),
+        resource: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::nft::{
+        Base, Batch, Chain, CtState, Family, Hook, Nft, Rule, Table, Verdict, priority,
+    };
+    use crate::testing::TestNs;
+
+    const UDP: u8 = 17;
+
+    /// Connections are followed only where somebody asks for their state.
+    fn follow() {
+        let table = Table {
+            family: Family::Inet,
+            name: "t",
+        };
+        let chain = Chain::hooked(table, "c", Base::filter(Hook::Output, priority::FILTER));
+        let mut batch = Batch::new();
+        batch.add_table(table);
+        batch.add_chain(chain);
+        batch.add_rule(
+            &Rule::of(chain)
+                .ct_state(&[CtState::New])
+                .verdict(&Verdict::Accept),
+        );
+        Nft::open().unwrap().commit(batch).unwrap();
+    }
+
+    #[test]
+    fn connections_to_a_port_are_listed_and_forgotten_and_others_stay() {
+        let _ns = TestNs::new();
+        follow();
+        let send = |from: &str, to: &str| {
+            let socket = UdpSocket::bind(from).unwrap();
+            socket.send_to(b"x", to).unwrap();
+            socket.local_addr().unwrap()
+        };
+        let four = send("127.0.0.1:0", "127.0.0.1:53");
+        let six = send("[::1]:0", "[::1]:53");
+        send("127.0.0.1:0", "127.0.0.1:54");
+        let mut conntrack = Conntrack::open().unwrap();
+        let found = conntrack.list(UDP, 53).unwrap();
+        let ends: Vec<_> = found
+            .iter()
+            .map(|c| (c.source, c.destination.to_string()))
+            .collect();
+        assert_eq!(
+            ends,
+            [
+                (four, "127.0.0.1:53".to_owned()),
+                (six, "[::1]:53".to_owned())
+            ]
+        );
+        for connection in &found {
+            conntrack.remove(connection).unwrap();
+            conntrack.remove(connection).unwrap();
+        }
+        assert_eq!(conntrack.list(UDP, 53).unwrap(), []);
+        assert_eq!(conntrack.list(6, 54).unwrap(), []);
+        assert_eq!(conntrack.list(UDP, 54).unwrap().len(), 1);
+    }
+}
