@@ -10,7 +10,6 @@ use crate::attachment::{AttachmentId, NetworkName};
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, Ipam, IpamConfig, IpamRoute, boot_id};
-use crate::masquerade::{self, Stopped};
 use crate::netconf::Gateway;
 use crate::result::ResultRoute;
 
@@ -146,28 +145,6 @@ impl Addresses {
 }
 
 impl AddressStore {
-    /// Ends what stands under the attachment's addresses on the node. To be kept until the host veth is gone.
-    ///
-    /// # Errors
-    /// What failed.
-    pub fn stop_masquerading(
-        &self,
-        network: &NetworkName,
-        id: &AttachmentId,
-    ) -> Result<Option<Stopped>, Error> {
-        match self {
-            Self::Own(dir) => {
-                let addresses = Ipam::of_network(dir, network, &boot_id()?)?.find(id)?;
-                if addresses.is_empty() {
-                    Ok(None)
-                } else {
-                    masquerade::stop(&addresses)
-                }
-            }
-            Self::Delegated(_) => masquerade::stop_all_of(&id.alias(network)?),
-        }
-    }
-
     /// Gives back the addresses of an attachment; that it has none is fine.
     ///
     /// # Errors

@@ -6,6 +6,8 @@
 //! A surprise: the calling thread ends up in the pod's network namespace, and only `host` still leads to the node's. The
 //! plugin is a process for one attachment.
 
+use std::net::IpAddr;
+
 use podspan_kernel::{
     Errno, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions, RouteProtocol,
     VethEnd, VethPair, sysctl,
@@ -13,22 +15,24 @@ use podspan_kernel::{
 use serde_json::Map;
 
 use crate::addresses::{AddressStore, Addresses, PodAddress};
+use crate::attachment::AttachmentId;
 use crate::bridge::ensure_bridge;
 use crate::detach::detach;
 use crate::error::Error;
+use crate::filter::{Guard, HostPorts, Wanted, lead_to};
+use crate::host::Host;
 use crate::ipam::IpamError;
-use crate::masquerade::masquerade;
-use crate::netconf::{Gateway, NetConf};
+use crate::netconf::{Gateway, NetConf, Spoofing};
 use crate::request::PodRequest;
 use crate::result::{CniResult, Interface, Ip, result_route};
 
-/// Attaches the pod and tells how. `host` is a socket in the node's network namespace, where the caller is; `store` is
+/// Attaches the pod and tells how. `host` is the node, in whose network namespace the caller is; `store` is
 /// where the addresses go back to when something fails.
 ///
 /// # Errors
 /// That the attachment exists, which then stays as it is; otherwise what went wrong, after everything was undone.
 pub fn attach(
-    host: &mut Netlink,
+    host: &mut Host,
     conf: &NetConf,
     store: &AddressStore,
     request: &PodRequest,
@@ -119,12 +123,13 @@ struct NewAttachment<'a> {
 
 impl NewAttachment<'_> {
     /// Makes the veth pair and what the node does for it, then everything inside the pod.
-    fn connect(&self, host: &mut Netlink) -> Result<CniResult, Error> {
+    fn connect(&self, host: &mut Host) -> Result<CniResult, Error> {
         let id = &self.request.attachment;
         let host_veth = id.host_veth(&self.conf.network);
         let alias = id.alias(&self.conf.network)?;
+        let filtering = filtering(self.conf, id, &self.addresses.ips())?;
         let mtu = self.conf.mtu.unwrap_or(self.bridge.mtu);
-        let pod_mac = self.pod_mac();
+        let pod_mac = pod_mac(self.conf, id, &self.addresses.ips());
         host.add_veth(&VethPair {
             host: VethEnd {
                 name: &host_veth,
@@ -139,6 +144,9 @@ impl NewAttachment<'_> {
             mtu,
         })
         .map_err(|error| self.name_taken(error))?;
+        // Before the link is up, so that the pod's first packet meets it; and behind its making, by which others see that
+        // who has these host ports lives.
+        host.ensure_filtering(&filtering)?;
         host.set_link(
             &host_veth,
             LinkChange {
@@ -150,10 +158,6 @@ impl NewAttachment<'_> {
                 ..LinkChange::default()
             },
         )?;
-
-        if self.conf.masquerade {
-            masquerade(&self.conf.bridge, &alias, &self.addresses.ips())?;
-        }
 
         let routes = self.routes();
         self.pod_netns.enter()?;
@@ -278,21 +282,6 @@ impl NewAttachment<'_> {
         routes
     }
 
-    /// The one that was asked for, or that of the first address, IPv4 before IPv6: an address that is given out again meets no stale neighbour entry.
-    fn pod_mac(&self) -> Mac {
-        if let Some(mac) = self.conf.wanted_mac {
-            return mac;
-        }
-        let addresses = || self.addresses.list.iter().map(|address| address.net.addr());
-        let first = addresses()
-            .find(|ip| ip.is_ipv4())
-            .or_else(|| addresses().next());
-        first.map_or_else(
-            || self.request.attachment.mac(&self.conf.network),
-            Mac::of_ip,
-        )
-    }
-
     /// Two names could be taken; the kernel does not say which.
     fn name_taken(&self, error: podspan_kernel::Error) -> Error {
         if !error.is_exists() {
@@ -337,6 +326,49 @@ impl NewAttachment<'_> {
             other: Map::new(),
         }
     }
+}
+
+/// What the node filters for an attachment with these addresses.
+///
+/// # Errors
+/// [`Error::Config`] for a host port that cannot lead to any of them.
+pub(crate) fn filtering(
+    conf: &NetConf,
+    id: &AttachmentId,
+    ips: &[IpAddr],
+) -> Result<Wanted, Error> {
+    let host_veth = id.host_veth(&conf.network);
+    let guard = |addresses| Guard {
+        mac: pod_mac(conf, id, ips),
+        addresses,
+    };
+    Ok(Wanted {
+        record: host_veth.clone(),
+        owner: id.alias(&conf.network)?,
+        link: Some(host_veth),
+        towards: Some(conf.bridge.clone()),
+        masquerade: match conf.masquerade {
+            true => ips.to_vec(),
+            false => Vec::new(),
+        },
+        ports: HostPorts {
+            list: lead_to(&conf.port_mappings, ips)?,
+            ..HostPorts::default()
+        },
+        guard: match conf.spoofing {
+            Spoofing::Refused => Some(guard(Some(ips.to_vec()).filter(|ips| !ips.is_empty()))),
+            Spoofing::RefusedMacs => Some(guard(None)),
+            Spoofing::Allowed => None,
+        },
+    })
+}
+
+/// The one that was asked for, or that of the first address, IPv4 before IPv6: an address that is given out again meets no
+/// stale neighbour entry.
+fn pod_mac(conf: &NetConf, id: &AttachmentId, ips: &[IpAddr]) -> Mac {
+    let first = ips.iter().find(|ip| ip.is_ipv4()).or_else(|| ips.first());
+    let derived = || first.map_or_else(|| id.mac(&conf.network), |ip| Mac::of_ip(*ip));
+    conf.wanted_mac.unwrap_or_else(derived)
 }
 
 /// The host end's MAC address: nobody ever sends to it, but a bridge's ports must not share one with a pod.

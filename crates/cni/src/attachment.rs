@@ -81,15 +81,24 @@ impl AttachmentId {
     /// The network is part of it: one container may be on two networks under one interface name in turn, while a late DEL
     /// of the first is still to come.
     pub fn host_veth(&self, network: &NetworkName) -> IfName {
+        self.derived("pod", network)
+    }
+
+    /// The name of what the plugin in the place of `portmap` records of it, beside what the host veth's name stands for.
+    pub fn port_mappings(&self, network: &NetworkName) -> IfName {
+        self.derived("map", network)
+    }
+
+    fn derived(&self, prefix: &str, network: &NetworkName) -> IfName {
         let name = format!(
-            "pod{:012x}",
+            "{prefix}{:012x}",
             podspan_kernel::hash(&self.parts(network)) >> 16
         );
         #[expect(
             clippy::expect_used,
             reason = "15 bytes of letters and digits are always an interface name"
         )]
-        name.parse().expect("pod and twelve digits")
+        name.parse().expect("a prefix and twelve digits")
     }
 
     /// The MAC address of a pod without an IP address.

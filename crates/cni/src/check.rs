@@ -3,13 +3,15 @@
 //! It changes nothing and collects every deviation before it answers. What a later plugin of the chain may have changed
 //! (MTU, MAC address, more addresses and routes) is no deviation; what is missing is.
 
+use std::net::IpAddr;
+
 use podspan_kernel::{Link, Netlink, sysctl};
 
 use crate::addresses::AddressSource;
-use crate::attach::open_pod_netns;
+use crate::attach::{filtering, open_pod_netns};
 use crate::error::Error;
+use crate::host::Host;
 use crate::ipam::{Ipam, boot_id};
-use crate::masquerade::missing;
 use crate::netconf::{Gateway, NetConf};
 use crate::request::PodRequest;
 use crate::result::{CniResult, Ip};
@@ -27,7 +29,7 @@ pub fn check(conf: &NetConf, request: &PodRequest, added: &CniResult) -> Result<
     };
     let pod_netns = open_pod_netns(request)?;
     check.allocations()?;
-    check.host_side(&mut Netlink::open()?)?;
+    check.host_side(&mut Host::open()?)?;
     pod_netns.enter()?;
     check.pod_side(&mut Netlink::open()?)?;
     if check.deviations.is_empty() {
@@ -64,6 +66,17 @@ impl Check<'_> {
         self.added.ips.iter().filter(own)
     }
 
+    /// Those of them that ADD gave it: our own IPAM knows which, of another's plugin all count.
+    fn own_ips(&self) -> Vec<IpAddr> {
+        let ips = self.pod_ips().map(|ip| ip.address.addr());
+        let AddressSource::Own(config) = &self.conf.addresses else {
+            return ips.collect();
+        };
+        let ranges = || config.range_sets.iter().flat_map(|set| &set.0);
+        ips.filter(|ip| ranges().any(|range| range.subnet.holds(*ip)))
+            .collect()
+    }
+
     /// The addresses are still allocated to this attachment.
     fn allocations(&mut self) -> Result<(), Error> {
         let config = match &self.conf.addresses {
@@ -96,7 +109,7 @@ impl Check<'_> {
     }
 
     /// The bridge, its addresses, and the host veth.
-    fn host_side(&mut self, netlink: &mut Netlink) -> Result<(), Error> {
+    fn host_side(&mut self, netlink: &mut Host) -> Result<(), Error> {
         let conf = self.conf;
         let bridge = netlink.find_link(&conf.bridge)?;
         let Some(bridge) = bridge.filter(Link::is_bridge) else {
@@ -105,12 +118,8 @@ impl Check<'_> {
             return Ok(());
         };
         self.expect(bridge.up, || format!("bridge {} is down", conf.bridge));
-        if conf.masquerade {
-            let wanted: Vec<_> = self.pod_ips().map(|ip| ip.address.addr()).collect();
-            for ip in missing(&wanted)? {
-                self.deviations.push(format!("{ip} is not masqueraded"));
-            }
-        }
+        let wanted = filtering(conf, &self.request.attachment, &self.own_ips())?;
+        self.deviations.extend(netlink.missing_filtering(&wanted)?);
         if conf.gateway >= Gateway::Present {
             self.gateways(netlink, bridge.index)?;
         }

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use podspan_kernel::{Link, Netlink};
+use podspan_kernel::{Link, LinkChange};
 
 use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, NetworkName};
 use crate::error::Error;
+use crate::host::Host;
 use crate::ipam::{Ipam, boot_id};
 
 /// Removes the attachment's links and frees its addresses.
@@ -18,17 +19,12 @@ use crate::ipam::{Ipam, boot_id};
 /// # Errors
 /// What could not be done, and what a repetition may mend.
 pub fn detach(
-    netlink: &mut Netlink,
+    host: &mut Host,
     network: &NetworkName,
     id: &AttachmentId,
     store: &AddressStore,
 ) -> Result<(), Error> {
-    let stopped = store.stop_masquerading(network, id);
-    let removed = remove_host_veth(netlink, network, id);
-    let mut errors: Vec<_> = [stopped.err(), removed.err()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let mut errors = disconnect(host, network, id);
     // The delegate's affair is its own: it hears of every DEL (T27).
     if errors.is_empty() || matches!(store, AddressStore::Delegated(_)) {
         errors.extend(store.give_back(network, id).err());
@@ -45,8 +41,19 @@ pub fn collect_garbage(
     valid: &BTreeSet<AttachmentId>,
     store: &AddressStore,
 ) -> Result<(), Error> {
-    let mut netlink = Netlink::open()?;
-    let mut lost: BTreeSet<AttachmentId> = attachments(&mut netlink, network)?;
+    let mut host = Host::open()?;
+    let mut errors = Vec::new();
+    let mut lost: BTreeSet<AttachmentId> = attachments(&mut host, network)?;
+    // The link may have gone with the pod's namespace while the filtering stayed.
+    match host.filtered(network) {
+        Ok(filtered) => lost.extend(
+            filtered
+                .into_iter()
+                .filter(|(id, record)| id.host_veth(network).as_str() == record)
+                .map(|(id, _)| id),
+        ),
+        Err(error) => errors.push(error),
+    }
     if let AddressStore::Own(dir) = store {
         // A kill may have come before the host veth had its alias; then only the addresses tell of it.
         let taken = Ipam::of_network(dir, network, &boot_id()?)?.list()?;
@@ -54,15 +61,12 @@ pub fn collect_garbage(
     }
     lost.retain(|id| !valid.contains(id));
 
-    let mut errors = Vec::new();
     let mut keep = valid.clone();
     for id in lost {
         let detached = match store {
-            AddressStore::Own(_) => detach(&mut netlink, network, &id, store),
+            AddressStore::Own(_) => detach(&mut host, network, &id, store),
             // It is told once, of all.
-            AddressStore::Delegated(_) => store
-                .stop_masquerading(network, &id)
-                .and_then(|_stopped| remove_host_veth(&mut netlink, network, &id)),
+            AddressStore::Delegated(_) => Error::from_all(disconnect(&mut host, network, &id)),
         };
         if let Err(error) = detached {
             errors.push(error);
@@ -81,14 +85,8 @@ pub fn collect_garbage(
 }
 
 /// The attachments of the network that have a host veth, by their aliases.
-fn attachments(
-    netlink: &mut Netlink,
-    network: &NetworkName,
-) -> Result<BTreeSet<AttachmentId>, Error> {
-    let aliases = netlink
-        .list_links()?
-        .into_iter()
-        .filter_map(|link| link.alias);
+fn attachments(host: &mut Host, network: &NetworkName) -> Result<BTreeSet<AttachmentId>, Error> {
+    let aliases = host.list_links()?.into_iter().filter_map(|link| link.alias);
     let named = aliases.filter_map(|alias| AttachmentId::from_alias(&alias));
     Ok(named
         .filter(|(of, _)| of == network)
@@ -96,16 +94,32 @@ fn attachments(
         .collect())
 }
 
-fn remove_host_veth(
-    netlink: &mut Netlink,
-    network: &NetworkName,
-    id: &AttachmentId,
-) -> Result<(), Error> {
-    match netlink.find_link(&id.host_veth(network))? {
-        Some(link) if is_host_veth(&link, network, id) => Ok(netlink.remove_link(link.index)?),
-        // Of somebody else, who took a name of ours: it stays.
-        Some(_) | None => Ok(()),
+/// Takes the attachment's links and its filtering away; gives what failed.
+///
+/// The filtering goes first: the removal of a link waits for what the kernel then frees, too. The port of the bridge is shut
+/// before, so that nothing comes through it that was filtered a moment ago.
+fn disconnect(host: &mut Host, network: &NetworkName, id: &AttachmentId) -> Vec<Error> {
+    let host_veth = id.host_veth(network);
+    let found = host.find_link(&host_veth).map_err(Error::from);
+    // One of somebody else, who took a name of ours, stays.
+    let link = found.map(|link| link.filter(|link| is_host_veth(link, network, id)));
+    if let Ok(Some(link)) = &link {
+        let shut = LinkChange {
+            shut: true,
+            ..LinkChange::default()
+        };
+        // Where it is not a port any more, or is down, nothing comes through it.
+        let _ = host.set_link(link.index, shut);
     }
+    let filtering = host.remove_filtering(&host_veth);
+    let removed = link.and_then(|link| match link {
+        Some(link) => Ok(host.remove_link(link.index)?),
+        None => Ok(()),
+    });
+    [filtering.err(), removed.err()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// By its alias, or, when a kill came before the alias was set, by the name alone, which nobody else forms.

@@ -31,6 +31,8 @@ pub enum Error {
     Ipam(IpamError),
     /// The attachment that is asked for is there already.
     AlreadyAttached(String),
+    /// Something that only one can have is another attachment's.
+    Taken(String),
     /// CHECK found the attachment to be other than it should be.
     Deviations(Vec<String>),
     /// The IPAM plugin that ours delegates to failed.
@@ -68,7 +70,7 @@ impl Error {
                 IpamError::Contended { .. } => 11,
                 _ => 104,
             },
-            Self::AlreadyAttached(_) => 102,
+            Self::AlreadyAttached(_) | Self::Taken(_) => 102,
             Self::Deviations(_) => 103,
             Self::Several(errors) => errors.first().map_or(100, Self::code),
         }
@@ -109,6 +111,7 @@ impl fmt::Display for Error {
             | Self::Config(text)
             | Self::OwnNetns(text)
             | Self::AlreadyAttached(text)
+            | Self::Taken(text)
             | Self::Delegate { text, .. }
             | Self::Unavailable(text) => f.write_str(text),
             Self::Kernel(error) => error.fmt(f),

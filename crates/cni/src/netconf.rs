@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use podspan_kernel::{IfName, Mac};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::addresses::{AddressSource, AddressStore};
@@ -17,6 +18,7 @@ use crate::attachment::{AttachmentId, NetworkName};
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
+use crate::port_mapping::PortMapping;
 use crate::program::{Defaults, Program};
 use crate::requested::Requested;
 use crate::result::CniResult;
@@ -66,6 +68,10 @@ pub struct NetConf {
     pub force_address: bool,
     /// What a pod sends out of its network goes out under the node's address.
     pub masquerade: bool,
+    /// What a pod may send as.
+    pub spoofing: Spoofing,
+    /// Ports of the node that lead to the pod.
+    pub port_mappings: Vec<PortMapping>,
     /// IPv6 addresses are used after duplicate address detection only.
     pub detect_duplicates: bool,
     /// The pod's interface is left down.
@@ -91,6 +97,17 @@ pub enum Gateway {
     Default,
 }
 
+/// What a pod may send as, each freer than the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoofing {
+    /// Itself.
+    Refused,
+    /// Its own MAC address.
+    RefusedMacs,
+    /// Anything.
+    Allowed,
+}
+
 /// The keys as they stand; a key that is not here and not in [`NOT_SERVED`] belongs to somebody else.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -106,13 +123,16 @@ struct Raw {
     // Written so by the bridge plugin.
     enabledad: Option<bool>,
     ip_masq: Option<bool>,
+    anti_spoof: Option<bool>,
+    // Written so by the bridge plugin.
+    macspoofchk: Option<bool>,
     disable_container_interface: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
 }
 
 /// Keys of the bridge plugin that this version does not serve: refused where they ask for something (error code 2).
-const NOT_SERVED: [&str; 4] = ["macspoofchk", "preserveDefaultVlan", "vlan", "vlanTrunk"];
+const NOT_SERVED: [&str; 3] = ["preserveDefaultVlan", "vlan", "vlanTrunk"];
 
 /// The least MTU: that of IPv6 (RFC 8200, section 5). IPv4 alone needs 68.
 const MTU_MIN_IPV6: u32 = 1280;
@@ -271,6 +291,23 @@ impl Input {
             .collect()
     }
 
+    /// The keys that a plugin knows; others are others'.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the key that is something else.
+    pub(crate) fn keys_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_path_to_error::deserialize(Value::Object(self.keys.clone()))
+            .map_err(|error| Error::Config(format!("{}: {}", error.path(), error.inner())))
+    }
+
+    /// What is asked for this one pod.
+    ///
+    /// # Errors
+    /// As of [`Requested::parse`].
+    pub(crate) fn requested(&self) -> Result<Requested, Error> {
+        Requested::parse(&self.keys, self.surroundings.cni_args.as_deref())
+    }
+
     /// The whole configuration.
     ///
     /// # Errors
@@ -283,9 +320,8 @@ impl Input {
                 )));
             }
         }
-        let raw: Raw = serde_path_to_error::deserialize(Value::Object(self.keys.clone()))
-            .map_err(|error| Error::Config(format!("{}: {}", error.path(), error.inner())))?;
-        let requested = Requested::parse(&self.keys, self.surroundings.cni_args.as_deref())?;
+        let raw: Raw = self.keys_as()?;
+        let requested = self.requested()?;
         let addresses = self.address_source(raw.ipam.as_ref(), requested.ip_ranges.as_ref())?;
         let bridge = raw
             .bridge
@@ -308,6 +344,8 @@ impl Input {
             promiscuous: raw.promisc_mode.unwrap_or(false),
             force_address: raw.force_address.unwrap_or(false),
             masquerade: raw.ip_masq.unwrap_or(false),
+            spoofing: spoofing(&raw, self.defaults().anti_spoof),
+            port_mappings: requested.port_mappings,
             detect_duplicates: raw.enabledad.unwrap_or(false),
             interface_down: interface_down(&raw, &addresses)?,
             wanted_ips: requested.ips,
@@ -336,6 +374,15 @@ fn hairpin(raw: &Raw, default: bool) -> Result<bool, Error> {
         )),
         (Some(true), None) => Ok(false),
         (_, hairpin) => Ok(hairpin.unwrap_or(default)),
+    }
+}
+
+/// `antiSpoof` includes `macspoofchk`.
+fn spoofing(raw: &Raw, default: bool) -> Spoofing {
+    match (raw.anti_spoof.unwrap_or(default), raw.macspoofchk) {
+        (true, _) => Spoofing::Refused,
+        (false, Some(true)) => Spoofing::RefusedMacs,
+        (false, _) => Spoofing::Allowed,
     }
 }
 
@@ -448,6 +495,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_sends_as_itself_unless_told_otherwise() {
+        let spoofing = |keys| parse(keys).unwrap().spoofing;
+        assert_eq!(spoofing(json!({})), Spoofing::Refused);
+        assert_eq!(spoofing(json!({"macspoofchk": true})), Spoofing::Refused);
+        assert_eq!(spoofing(json!({"antiSpoof": false})), Spoofing::Allowed);
+        let macs = json!({"antiSpoof": false, "macspoofchk": true});
+        assert_eq!(spoofing(macs), Spoofing::RefusedMacs);
+    }
+
+    #[test]
     fn a_default_gateway_is_a_gateway() {
         let gateway = |keys| parse(keys).unwrap().gateway;
         assert_eq!(gateway(json!({"isGateway": true})), Gateway::Default);
@@ -481,8 +538,8 @@ mod tests {
         assert!(refused(json!({"mtu": "big"})).starts_with("7 mtu: invalid type: string \"big\""));
         assert!(refused(json!({"bridge": "a b"})).starts_with("7 bridge: interface name \"a b\""));
         assert_eq!(
-            refused(json!({"macspoofchk": true})),
-            "2 macspoofchk: true is not served by this version"
+            refused(json!({"vlan": 7})),
+            "2 vlan: 7 is not served by this version"
         );
         assert!(parse(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": []})).is_ok());
         assert!(refused(json!({"ipam": null})).starts_with("7 ipam is missing"));

@@ -4,15 +4,17 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
-use podspan_kernel::{Netlink, Netns};
+use podspan_kernel::Netns;
 use serde_json::{Value, json};
 
 use crate::attach::{attach, require_foreign};
+use crate::attachment::AttachmentId;
 use crate::check::check;
 use crate::detach::{collect_garbage, detach};
 use crate::error::Error;
+use crate::host::Host;
 use crate::netconf::{Input, Surroundings};
-use crate::program::{Program, serve_host_local, serve_loopback};
+use crate::program::{Program, serve_host_local, serve_loopback, serve_portmap, undo_portmap};
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
 use crate::version::Version;
@@ -57,9 +59,16 @@ pub fn serve<I: Read, O: Write>(
             Program::Podspan | Program::Bridge => serve_bridge(&request, &input, &mut streams),
             Program::HostLocal => serve_host_local(&request, &input)
                 .and_then(|result| streams.tell(result, input.version))
-                .or_else(|error| undo_host_local(&request, &input, error)),
+                .or_else(|error| {
+                    undo(&request, error, |id| {
+                        input.address_store()?.give_back(&input.network, id)
+                    })
+                }),
             Program::Loopback => serve_loopback(&request, &input)
                 .and_then(|result| streams.tell(result, input.version)),
+            Program::Portmap => serve_portmap(&request, &input)
+                .and_then(|result| streams.tell(result, input.version))
+                .or_else(|error| undo(&request, error, |id| undo_portmap(&input, id))),
         },
     };
     Some(match outcome {
@@ -93,18 +102,20 @@ fn serve_bridge<I, O: Write>(
     }
 }
 
-/// An ADD that could not tell its result gives the addresses back; one that found some there did not take them.
-fn undo_host_local(request: &Request, input: &Input, error: Error) -> Result<(), Error> {
+/// An ADD that could not tell its result gives back what it took; one that failed otherwise took nothing.
+fn undo(
+    request: &Request,
+    error: Error,
+    give_back: impl FnOnce(&AttachmentId) -> Result<(), Error>,
+) -> Result<(), Error> {
     let Request::Add(pod) = request else {
         return Err(error);
     };
     if !matches!(error, Error::Io(_)) {
         return Err(error);
     }
-    let freed = input
-        .address_store()?
-        .give_back(&input.network, &pod.attachment);
-    Error::from_all([Some(error), freed.err()].into_iter().flatten().collect())
+    let undone = give_back(&pod.attachment);
+    Error::from_all([Some(error), undone.err()].into_iter().flatten().collect())
 }
 
 fn surroundings(program: Program, variable: impl Fn(&str) -> Option<OsString>) -> Surroundings {
@@ -122,7 +133,7 @@ fn add<I, O: Write>(
 ) -> Result<(), Error> {
     let (conf, store) = (input.netconf()?, input.address_store()?);
     let before = input.prev_result()?;
-    let mut host = Netlink::open()?;
+    let mut host = Host::open()?;
     let result = attach(&mut host, &conf, &store, pod)?;
     let result = append(before.unwrap_or_default(), result);
     // A runtime that did not get the result does not know the pod's address: that is a failed ADD.
@@ -154,7 +165,7 @@ fn append(mut before: CniResult, mut ours: CniResult) -> CniResult {
 }
 
 fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
-    let mut host = Netlink::open()?;
+    let mut host = Host::open()?;
     detach(
         &mut host,
         &input.network,

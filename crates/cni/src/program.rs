@@ -9,9 +9,11 @@ use std::path::Path;
 mod host_local;
 pub mod install;
 mod loopback;
+mod portmap;
 
 pub(crate) use host_local::serve_host_local;
 pub(crate) use loopback::serve_loopback;
+pub(crate) use portmap::{serve_portmap, undo_portmap};
 
 /// A plugin that the executable can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum Program {
     HostLocal,
     /// `loopback`: the pod's `lo`.
     Loopback,
+    /// `portmap`: host ports of a pod that another plugin attached.
+    Portmap,
 }
 
 /// What is meant where a configuration says nothing.
@@ -35,16 +39,19 @@ pub struct Defaults {
     pub gateway: bool,
     /// `hairpinMode`.
     pub hairpin: bool,
+    /// `antiSpoof`.
+    pub anti_spoof: bool,
     /// `ipam.dataDir`.
     pub data_dir: &'static str,
 }
 
 impl Program {
     /// All reference plugins whose place it takes.
-    pub const REFERENCE: [(&'static str, Self); 3] = [
+    pub const REFERENCE: [(&'static str, Self); 4] = [
         ("bridge", Self::Bridge),
         ("host-local", Self::HostLocal),
         ("loopback", Self::Loopback),
+        ("portmap", Self::Portmap),
     ];
 
     /// What an executable of that path is; of any other name it is our own plugin.
@@ -65,12 +72,14 @@ impl Program {
                 bridge: "podspan0",
                 gateway: true,
                 hairpin: true,
+                anti_spoof: true,
                 data_dir: "/run/podspan/ipam",
             },
-            Self::Bridge | Self::HostLocal | Self::Loopback => Defaults {
+            Self::Bridge | Self::HostLocal | Self::Loopback | Self::Portmap => Defaults {
                 bridge: "cni0",
                 gateway: false,
                 hairpin: false,
+                anti_spoof: false,
                 data_dir: "/var/lib/cni/networks",
             },
         }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::ipam::Dns;
+use crate::port_mapping::PortMapping;
 
 /// What is asked for; nothing where nothing is said.
 #[derive(Debug, Default, PartialEq)]
@@ -25,6 +26,8 @@ pub struct Requested {
     pub ip_ranges: Option<Value>,
     /// What the result says of DNS.
     pub dns: Option<Dns>,
+    /// Ports of the node that lead to the pod.
+    pub port_mappings: Vec<PortMapping>,
 }
 
 /// The keys of `runtimeConfig` and of `args.cni` that are asked for here; others are other plugins'.
@@ -60,7 +63,11 @@ impl Requested {
         let mut requested = Self::from_cni_args(cni_args.unwrap_or_default())?;
         let args = conf.get("args").and_then(|args| args.get("cni"));
         requested.outweigh_by("args.cni", args)?;
-        requested.outweigh_by("runtimeConfig", conf.get("runtimeConfig"))?;
+        let runtime = conf.get("runtimeConfig");
+        requested.outweigh_by("runtimeConfig", runtime)?;
+        if let Some(mappings) = runtime.and_then(|runtime| runtime.get("portMappings")) {
+            requested.port_mappings = PortMapping::parse_all(mappings)?;
+        }
         // podman asks twice for one address when it reloads a network.
         let mut seen = BTreeSet::new();
         requested.ips.retain(|ip| seen.insert(*ip));

@@ -941,14 +941,17 @@ fn duplicate_address_detection_is_waited_for_where_it_is_on() {
     node.check("c1", &pod, &node.with_prev(&conf, &added))
         .expect_ok();
 
-    // Somebody took the next address by hand.
-    pod.ip("addr add fd00:10:244:1::3/64 dev eth0 nodad");
+    // Somebody took the next address by hand, and nothing keeps it from answering for it.
+    let conf = node.conf(json!({"enabledad": true, "antiSpoof": false}));
+    node.del("c1", &conf).expect_ok();
+    node.add("c1", &pod, &conf).expect_ok();
+    pod.ip("addr add fd00:10:244:1::4/64 dev eth0 nodad");
     let (code, text) = node.add("c2", &Pod::new(), &conf).expect_error();
     assert!(
-        code == 100 && text.contains("fd00:10:244:1::3"),
+        code == 100 && text.contains("fd00:10:244:1::4"),
         "{code} {text}"
     );
-    assert_eq!(node.addresses(), ["10.244.1.2", "fd00:10:244:1::2"]);
+    assert_eq!(node.addresses(), ["10.244.1.3", "fd00:10:244:1::3"]);
 }
 
 #[test]

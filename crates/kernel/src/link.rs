@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 
 use crate::error::Result;
@@ -97,6 +98,8 @@ pub struct LinkChange<'a> {
     pub hairpin: Option<bool>,
     /// For a bridge port: it exchanges packets only with ports that are not isolated, and with the bridge itself.
     pub isolated: Option<bool>,
+    /// For a bridge port: it neither takes in nor sends anything from now on (`BR_STATE_DISABLED`).
+    pub shut: bool,
     /// Take in every frame, whomever it is for.
     pub promiscuous: bool,
     /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
@@ -125,8 +128,11 @@ impl std::fmt::Display for LinkChange<'_> {
             f.write_str(" promisc on")?;
         }
         let port = [("hairpin", self.hairpin), ("isolated", self.isolated)];
-        if port.iter().any(|(_, value)| value.is_some()) {
+        if self.shut || port.iter().any(|(_, value)| value.is_some()) {
             f.write_str(" type bridge_slave")?;
+        }
+        if self.shut {
+            f.write_str(" state 0")?;
         }
         for (word, value) in port {
             if let Some(on) = value {
@@ -299,6 +305,11 @@ impl Netlink {
         attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         let port: Vec<_> = (change.hairpin.map(InfoBridgePort::HairpinMode).into_iter())
             .chain(change.isolated.map(InfoBridgePort::Isolated))
+            .chain(
+                change
+                    .shut
+                    .then_some(InfoBridgePort::State(BridgePortState::Disabled)),
+            )
             .collect();
         if !port.is_empty() {
             attributes.push(LinkAttribute::LinkInfo(vec![

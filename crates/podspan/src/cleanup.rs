@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use podspan_cni::attachment::MARK;
-use podspan_cni::masquerade::TABLE;
+use podspan_cni::filter::TABLES;
 use podspan_kernel::nft::{Batch, Nft};
 use podspan_kernel::{Netlink, RouteProtocol};
 use serde::Serialize;
@@ -102,18 +102,20 @@ impl Cleanup {
         }
     }
 
-    /// The table of ours, where there is one; a kernel without nftables has none.
+    /// The tables of ours, where there are any; a kernel without nftables has none.
     fn packet_filter(&mut self) {
         let Ok(mut nft) = Nft::open() else { return };
-        if !matches!(nft.has_table(TABLE), Ok(true)) {
-            return;
+        for table in TABLES {
+            if !matches!(nft.has_table(table), Ok(true)) {
+                continue;
+            }
+            let mut batch = Batch::new();
+            batch.delete_table(table);
+            self.note(
+                format!("nft table {table}"),
+                nft.commit(batch).map_err(Into::into),
+            );
         }
-        let mut batch = Batch::new();
-        batch.delete_table(TABLE);
-        self.note(
-            format!("nft table {TABLE}"),
-            nft.commit(batch).map_err(Into::into),
-        );
     }
 
     fn links(&mut self, netlink: &mut Netlink) {
@@ -181,7 +183,7 @@ mod tests {
         ns.ip("-6 route add fd00:10:244:2::/64 via fd00:192::12 proto 112");
         ns.ip("route add 10.9.0.0/24 via 192.168.1.12 proto static");
         nft(
-            "add table inet foreign; add chain inet foreign c1; add table inet podspan; add table ip podspan",
+            "add table inet foreign; add chain inet foreign c1; add table inet podspan; add table bridge podspan; add table ip podspan; add table bridge foreign",
         );
 
         let cleanup = clean(&conflist, &run);
@@ -193,6 +195,7 @@ mod tests {
             "route 10.244.2.0/24 via 192.168.1.12 proto 112".to_owned(),
             "route fd00:10:244:2::/64 via fd00:192::12 proto 112".to_owned(),
             "nft table inet podspan".to_owned(),
+            "nft table bridge podspan".to_owned(),
             format!("directory {}", run.join("ipam").display()),
         ];
         assert_eq!(cleanup.removed, expected);
@@ -206,7 +209,10 @@ mod tests {
             .collect();
         assert_eq!(names, ["lo", "foreign0", "x2", "foreign1"]);
         assert_eq!(ns.ip("route show proto static")[0]["dst"], "10.9.0.0/24");
-        assert_eq!(nft("list tables"), "table inet foreign\ntable ip podspan\n");
+        assert_eq!(
+            nft("list tables"),
+            "table inet foreign\ntable ip podspan\ntable bridge foreign\n"
+        );
         assert!(directory.path().join("20-other.conflist").exists() && run.join("lab").exists());
         assert!(clean(&conflist, &run).removed.is_empty(), "twice is once");
     }

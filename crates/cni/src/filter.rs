@@ -1,0 +1,411 @@
+//! Packet filtering of an attachment: masquerading, host ports and the guard against spoofing, in one transaction.
+//!
+//! Tables `inet podspan` and `bridge podspan` get their sets, chains and rules with the first attachment that needs them.
+//! After that an attachment is elements of plain sets and maps, however many pods there are: never a rule, a chain or an
+//! element of a verdict map, for which the kernel would look through all chains of the table again. What an attachment has
+//! stands in its record, a set of its own which comes and goes in the same transaction (see [`record`]), so that DEL asks
+//! neither a configuration nor an earlier result, and one look tells it that there is nothing to do.
+//! Nothing of somebody else's is looked at: rules of ours match our own sets only.
+//! A surprise: a socket of netfilter that is closed waits for what anybody deleted a moment ago. It therefore lives as long
+//! as the [`crate::host::Host`] that it hangs on, beyond the removal of the link, which waits for the same.
+
+mod guard;
+mod masquerade;
+mod ports;
+mod record;
+
+use std::net::IpAddr;
+
+use podspan_kernel::conntrack::Conntrack;
+use podspan_kernel::nft::{Batch, Element, Family, Nft, Set, Table};
+use podspan_kernel::{Errno, IfName, Netlink};
+
+use crate::attachment::{AttachmentId, MARK, NetworkName};
+use crate::error::Error;
+pub use guard::Guard;
+pub use ports::{HostPort, HostPorts, lead_to};
+use record::Record;
+
+/// All packet filtering of ours is in these tables.
+pub const TABLES: [Table<'static>; 2] = [INET, BRIDGE];
+/// What the node routes.
+const INET: Table<'static> = Table {
+    family: Family::Inet,
+    name: "podspan",
+};
+/// What bridges see of their ports.
+const BRIDGE: Table<'static> = Table {
+    family: Family::Bridge,
+    name: "podspan",
+};
+
+/// How often a transaction is tried: others make the tables, or take over what a dead attachment had, at the same time.
+const TRIES: usize = 10;
+
+/// What one attachment wants.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The name of its record.
+    pub record: IfName,
+    /// The attachment, as its alias has it.
+    pub owner: String,
+    /// The link that the attachment lives and dies with; none where nobody knows.
+    pub link: Option<IfName>,
+    /// The link that leads from the node to the pod: its bridge, or its own; none where nobody knows.
+    pub towards: Option<IfName>,
+    /// The addresses that leave the network under the node's.
+    pub masquerade: Vec<IpAddr>,
+    /// The ports of the node that lead to it.
+    pub ports: HostPorts,
+    /// What it may send as.
+    pub guard: Option<Guard>,
+}
+
+/// An element and where it stands.
+type Entry = (&'static Set<'static>, Element);
+
+/// Sets, chains and rules for one concern.
+struct Part {
+    /// An empty set that is there while the rules are those of this version: its name changes with them, so that an ADD finds
+    /// the rules of another version out and lays them anew. The sets keep name and types for ever, or change their name.
+    rules: Set<'static>,
+    /// Lays everything anew, whatever of it is there.
+    lay: fn(&mut Batch),
+}
+
+/// What an attachment's wishes come to.
+#[derive(Default)]
+struct Plan {
+    parts: Vec<Part>,
+    /// What others need too, and nobody removes: links that lead to pods.
+    shared: Vec<Entry>,
+    /// What is the attachment's alone.
+    own: Vec<Entry>,
+}
+
+impl Wanted {
+    /// True for an attachment whose packets are nobody's affair.
+    pub fn is_nothing(&self) -> bool {
+        self.masquerade.is_empty() && self.ports.list.is_empty() && self.guard.is_none()
+    }
+
+    /// The kernel's refusal, with the key that does without what it cannot do.
+    pub fn explain(&self, error: podspan_kernel::Error) -> Error {
+        guard::explain(self, error)
+    }
+
+    fn plan(&self) -> Plan {
+        let mut plan = Plan::default();
+        masquerade::plan(self, &mut plan);
+        ports::plan(self, &mut plan);
+        guard::plan(self, &mut plan);
+        for (_, element) in &mut plan.own {
+            element.comment = Some(self.record.to_string());
+        }
+        plan
+    }
+
+    /// The owner without the mark that all have.
+    fn attachment(&self) -> &str {
+        self.owner.strip_prefix(MARK).unwrap_or(&self.owner)
+    }
+}
+
+impl Plan {
+    /// An element of a link that leads to pods: the attachment's own where the link is.
+    fn add_link(&mut self, wanted: &Wanted, entry: Entry) {
+        match wanted.link == wanted.towards {
+            true => self.own.push(entry),
+            false => self.shared.push(entry),
+        }
+    }
+
+    fn batch(&self, wanted: &Wanted, (skeleton, stale): (bool, &Stale)) -> Batch {
+        let mut batch = Batch::new();
+        stale.delete(&mut batch);
+        for part in &self.parts {
+            match skeleton {
+                true => {
+                    batch.add_table(part.rules.table);
+                    batch.add_set(&part.rules);
+                    (part.lay)(&mut batch);
+                }
+                false => batch.require_set(&part.rules),
+            }
+        }
+        for (set, element) in &self.shared {
+            batch.add_element(set, element);
+        }
+        record::create(&mut batch, wanted, &self.own);
+        for (set, element) in &self.own {
+            batch.create_element(set, element);
+        }
+        batch
+    }
+}
+
+/// What is to go: elements, and the records that they stand in.
+#[derive(Default)]
+struct Stale {
+    entries: Vec<Entry>,
+    records: Vec<(Table<'static>, IfName)>,
+}
+
+impl Stale {
+    fn add(&mut self, records: Vec<Record>) {
+        for record in records {
+            let place = (record.table, record.name);
+            if !self.records.contains(&place) {
+                self.records.push(place);
+                self.entries.extend(record.entries);
+            }
+        }
+    }
+
+    fn delete(&self, batch: &mut Batch) {
+        for (set, element) in &self.entries {
+            batch.delete_element(set, element);
+        }
+        for (table, name) in &self.records {
+            batch.delete_set(&record::set(*table, name.as_str()));
+        }
+    }
+}
+
+/// Connections to the kernel's packet filter in the network namespace that they were opened in.
+pub struct Filter {
+    nft: Nft,
+    conntrack: Option<Conntrack>,
+}
+
+impl Filter {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As of [`Nft::open`]; see [`has_no_nftables`].
+    pub fn open() -> podspan_kernel::Result<Self> {
+        Ok(Self {
+            nft: Nft::open()?,
+            conntrack: None,
+        })
+    }
+
+    /// Gives an attachment what it wants, from the next connection on. What stands in the way and belongs to an attachment
+    /// whose link is gone, or to nobody, is removed in the same transaction.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] with the owner when a living attachment has one of the host ports; [`Error::UnsupportedField`] when
+    /// the kernel cannot guard; what else it answered. Nothing is changed then.
+    pub fn ensure(&mut self, host: &mut Netlink, wanted: &Wanted) -> Result<(), Error> {
+        let plan = wanted.plan();
+        if plan.own.is_empty() {
+            return Ok(());
+        }
+        let (mut skeleton, mut stale, mut tries) = (false, Stale::default(), 0);
+        while let Err(error) = self.nft.commit(plan.batch(wanted, (skeleton, &stale))) {
+            tries += 1;
+            let in_the_way = error.is_exists() || !stale.records.is_empty();
+            match error {
+                error if tries == TRIES => return Err(wanted.explain(error)),
+                error if error.is_not_found() && !skeleton => skeleton = true,
+                _ if in_the_way => stale = self.in_the_way(host, (wanted, &plan))?,
+                error => return Err(wanted.explain(error)),
+            }
+        }
+        ports::complete(wanted)?;
+        self.forget_stale_connections(host, &plan.own)
+    }
+
+    /// What keeps an attachment from having what it wants and may be removed: what it had in another life, what a dead
+    /// attachment has, and elements without a record.
+    fn in_the_way(
+        &mut self,
+        host: &mut Netlink,
+        (wanted, plan): (&Wanted, &Plan),
+    ) -> Result<Stale, Error> {
+        let mut stale = Stale::default();
+        stale.add(self.records(&wanted.record)?);
+        for (set, element) in &plan.own {
+            let Some(found) = self.nft.find_element(set, element)? else {
+                continue;
+            };
+            let holder = found.comment.as_deref().and_then(|name| name.parse().ok());
+            let records = match &holder {
+                Some(name) => self.records(name)?,
+                None => Vec::new(),
+            };
+            if records.is_empty() {
+                stale.entries.push((set, found));
+            } else if Some(&wanted.record) != holder.as_ref() {
+                for link in records.iter().map(|record| record.link.as_ref()) {
+                    let lives = match link {
+                        Some(link) => host.find_link(link)?.is_some(),
+                        None => true,
+                    };
+                    if lives {
+                        return Err(self.taken((set, &found), holder));
+                    }
+                }
+                stale.add(records);
+            }
+        }
+        self.keep_existing(&mut stale)?;
+        Ok(stale)
+    }
+
+    /// Drops what is not there, or is not its record's, as after somebody else's hand in our tables.
+    fn keep_existing(&mut self, stale: &mut Stale) -> Result<(), Error> {
+        let mut existing: Vec<Entry> = Vec::new();
+        for (set, element) in stale.entries.drain(..) {
+            let is_known = existing
+                .iter()
+                .any(|(at, known)| *at == set && known.key == element.key);
+            let found = self.nft.find_element(set, &element)?;
+            existing.extend(
+                found
+                    .filter(|found| !is_known && found.comment == element.comment)
+                    .map(|found| (set, found)),
+            );
+        }
+        stale.entries = existing;
+        Ok(())
+    }
+
+    /// The error for what a living attachment has.
+    fn taken(&mut self, (set, element): (&Set<'_>, &Element), holder: Option<IfName>) -> Error {
+        let named = self.nft.list_sets(set.table).unwrap_or_default();
+        let owner = named
+            .into_iter()
+            .find(|set| {
+                holder
+                    .as_ref()
+                    .is_some_and(|name| name.as_str() == set.name)
+            })
+            .and_then(|set| set.comment)
+            .unwrap_or_else(|| "another attachment".into());
+        let what = ports::describe(set, element).unwrap_or_else(|| format!("{element} in {set}"));
+        Error::Taken(format!("{what} is taken by {owner}"))
+    }
+
+    /// Removes all that stands in the record of that name; that there is none is fine.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn remove(&mut self, host: &mut Netlink, record: &IfName) -> Result<(), Error> {
+        for attempt in 0..TRIES {
+            let mut stale = Stale::default();
+            stale.add(self.records(record)?);
+            if stale.records.is_empty() {
+                return Ok(());
+            }
+            if attempt > 0 {
+                self.keep_existing(&mut stale)?;
+            }
+            let mut batch = Batch::new();
+            stale.delete(&mut batch);
+            match self.nft.commit(batch) {
+                Err(error) if error.is_not_found() && attempt + 1 < TRIES => {}
+                Err(error) => return Err(error.into()),
+                Ok(()) => return self.forget_stale_connections(host, &stale.entries),
+            }
+        }
+        Ok(())
+    }
+
+    /// What of it is missing, in words.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn missing(&mut self, wanted: &Wanted) -> Result<Vec<String>, Error> {
+        let plan = wanted.plan();
+        let mut missing = ports::missing(wanted)?;
+        for part in &plan.parts {
+            let sets = self.nft.list_sets(part.rules.table)?;
+            let has = |name: &str| sets.iter().any(|set| set.name == name);
+            if !has(part.rules.name) {
+                missing.push(format!("the rules of {} are not there", part.rules));
+            }
+            if !has(wanted.record.as_str()) && plan.has_own(part.rules.table) {
+                missing.push(format!(
+                    "record {} is missing in table {}",
+                    wanted.record, part.rules.table
+                ));
+            }
+        }
+        for (set, element) in plan.own.iter().chain(&plan.shared) {
+            match self.nft.find_element(set, element)? {
+                Some(found) if found == *element => {}
+                Some(found) => missing.push(format!(
+                    "{found} of {} stands in {set} instead of {element}",
+                    found.comment.as_deref().unwrap_or("nobody")
+                )),
+                None => missing.push(format!("{element} is missing in {set}")),
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The attachments of a network that have a record, with its name.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn recorded(
+        &mut self,
+        network: &NetworkName,
+    ) -> Result<Vec<(AttachmentId, String)>, Error> {
+        let mut recorded = Vec::new();
+        for table in TABLES {
+            for set in self.nft.list_sets(table)? {
+                let alias = set.comment.map(|owner| format!("{MARK}{owner}"));
+                match alias.as_deref().and_then(AttachmentId::from_alias) {
+                    Some((of, id)) if of == *network => recorded.push((id, set.name)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(recorded)
+    }
+
+    /// The records of that name, one a table at the most.
+    fn records(&mut self, name: &IfName) -> Result<Vec<Record>, Error> {
+        let mut records = Vec::new();
+        for table in TABLES {
+            match self.nft.list_elements(&record::set(table, name.as_str())) {
+                Ok(elements) => records.push(Record::read(table, name, &elements)),
+                Err(error) if error.is_not_found() || has_no_nftables(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(records)
+    }
+
+    /// A sender of datagrams with a steady source port would otherwise never see that a host port leads elsewhere now.
+    fn forget_stale_connections(
+        &mut self,
+        host: &mut Netlink,
+        entries: &[Entry],
+    ) -> Result<(), Error> {
+        for mapped in entries.iter().filter_map(ports::datagrams) {
+            let conntrack = match &mut self.conntrack {
+                Some(open) => open,
+                closed => closed.insert(Conntrack::open()?),
+            };
+            ports::forget(conntrack, host, mapped)?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn has_own(&self, table: Table<'_>) -> bool {
+        self.own.iter().any(|(set, _)| set.table == table)
+    }
+}
+
+/// True for the answers of a kernel without nftables: there is nothing of ours then.
+pub fn has_no_nftables(error: &podspan_kernel::Error) -> bool {
+    matches!(
+        error.errno(),
+        Errno::PROTONOSUPPORT | Errno::OPNOTSUPP | Errno::INVAL
+    )
+}

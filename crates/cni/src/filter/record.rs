@@ -1,0 +1,142 @@
+//! An attachment's record: a small set in the table whose elements it tells of, under a name that follows from the attachment.
+//!
+//! It is made and deleted in the transaction of the elements, so it cannot tell anything else than what is there. Its comment
+//! is the attachment, for people and for GC. Each element of it has one element of a shared set as comment, set and key as
+//! `nft` writes them: `host_ports4 tcp . 8080`. What cannot be read is of a later version, and is left to that.
+
+use podspan_kernel::IfName;
+use podspan_kernel::nft::{Batch, Element, Set, Table, Type, Value};
+
+use super::{Entry, TABLES, Wanted, guard, masquerade, ports};
+
+/// What begins the comment that names the link of the attachment, where it has not the record's own name.
+const LINK: &str = "link";
+/// A host veth's record has its name, which begins so.
+const HOST_VETH: &str = "pod";
+
+/// A record as it was found.
+pub(super) struct Record {
+    pub table: Table<'static>,
+    pub name: IfName,
+    /// The link that the attachment lives and dies with.
+    pub link: Option<IfName>,
+    /// What stands in shared sets.
+    pub entries: Vec<Entry>,
+}
+
+/// The record's set.
+pub(super) fn set<'a>(table: Table<'a>, name: &'a str) -> Set<'a> {
+    Set::of(table, name, &[Type::Mark])
+}
+
+/// Makes the records of an attachment, which must not be there yet.
+pub(super) fn create(batch: &mut Batch, wanted: &Wanted, own: &[Entry]) {
+    for table in TABLES {
+        let entries = own.iter().filter(|(set, _)| set.table == table);
+        let mut texts: Vec<_> = entries
+            .map(|(set, element)| format!("{} {}", set.name, Element::new(element.key.clone())))
+            .collect();
+        if texts.is_empty() {
+            continue;
+        }
+        if let Some(link) = wanted.link.as_ref().filter(|link| **link != wanted.record) {
+            texts.push(format!("{LINK} {link}"));
+        }
+        let record = set(table, wanted.record.as_str()).with_comment(wanted.attachment());
+        batch.create_set(&record);
+        for (number, text) in (0..).zip(texts) {
+            batch.add_element(&record, &Element::new([Value::Mark(number)]).comment(text));
+        }
+    }
+}
+
+impl Record {
+    pub(super) fn read(table: Table<'static>, name: &IfName, elements: &[Element]) -> Self {
+        let texts = || {
+            elements
+                .iter()
+                .filter_map(|element| element.comment.as_deref())
+        };
+        let named = texts().find_map(|text| text.strip_prefix(LINK)?.trim().parse().ok());
+        let own = Some(name).filter(|name| name.as_str().starts_with(HOST_VETH));
+        Self {
+            table,
+            name: name.clone(),
+            link: named.or(own.cloned()),
+            entries: texts()
+                .filter_map(|text| entry(table, text))
+                .map(|(set, element)| (set, element.comment(name.as_str())))
+                .collect(),
+        }
+    }
+}
+
+/// The element that a comment names.
+fn entry(table: Table<'static>, text: &str) -> Option<Entry> {
+    let (name, key) = text.split_once(' ')?;
+    let all = masquerade::SETS
+        .iter()
+        .chain(&ports::SETS)
+        .chain(&guard::SETS);
+    let set = { all }.find(|set| set.table == table && set.name == name)?;
+    let fields: Vec<_> = key.split(" . ").collect();
+    let values: Option<Vec<Value>> = (set.key.iter().zip(&fields))
+        .map(|(field, text)| field.parse(text))
+        .collect();
+    let values =
+        values.filter(|values| fields.len() == set.key.len() && values.len() == fields.len())?;
+    Some((set, Element::new(values)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BRIDGE, INET};
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again_and_nothing_else() {
+        let name: IfName = "pod0123456789ab".parse().unwrap();
+        let comments = |texts: &[&str]| -> Vec<Element> {
+            let element = |text: &&str| Element::new([Value::Mark(0)]).comment(*text);
+            texts.iter().map(element).collect()
+        };
+        let texts = [
+            "masquerade4 10.244.1.2",
+            "host_ports4 tcp . 8080",
+            "host_ip_ports6 fd00::1 . sctp . 9",
+        ];
+        let record = Record::read(INET, &name, &comments(&texts));
+        let again: Vec<_> = record
+            .entries
+            .iter()
+            .map(|(set, element)| format!("{} {element}", set.name))
+            .collect();
+        assert_eq!(
+            (again.as_slice(), record.link.as_ref()),
+            (&texts.map(str::to_owned)[..], Some(&name))
+        );
+
+        let strange = [
+            "",
+            "x",
+            "masquerade4",
+            "masquerade4 fd00::1",
+            "host_ports4 tcp",
+            "host_ports4 tcp . 8080 . 1",
+            "bridges_of_tomorrow 7",
+            "port_mac \"pod0\" . 0a:00:00:00:00:01",
+        ];
+        assert!(
+            Record::read(INET, &name, &comments(&strange))
+                .entries
+                .is_empty()
+        );
+        let guarded = Record::read(BRIDGE, &name, &comments(&strange[7..]));
+        assert_eq!(guarded.entries.len(), 1);
+
+        let mapped: IfName = "map0123456789ab".parse().unwrap();
+        let link = |texts| Record::read(INET, &mapped, &comments(texts)).link;
+        assert_eq!(link(&["link veth7"]), Some("veth7".parse().unwrap()));
+        assert_eq!(link(&[]), None, "nobody knows");
+    }
+}
