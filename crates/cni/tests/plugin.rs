@@ -9,7 +9,7 @@
 
 mod harness;
 
-use harness::{Answer, Node, Pod, run, run_raw};
+use harness::{Answer, Node, Pod, outside, run, run_raw};
 use serde_json::{Value, json};
 
 #[test]
@@ -788,29 +788,6 @@ fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
     assert_eq!(ips, ["10.9.9.7/24", "10.244.1.2/24", "fd00:10:244:1::2/64"]);
 }
 
-/// A machine beside the node, outside of the network, that tells who connected to it.
-fn outside(node: &Node) -> (Pod, std::net::TcpListener) {
-    let outside = Pod::new();
-    node.ns.ip(&format!(
-        "link add up0 type veth peer name up1 netns {}",
-        outside.path().display()
-    ));
-    node.ns.ip("addr add 203.0.113.1/24 dev up0");
-    node.ns.ip("addr add 2001:db8::1/64 dev up0 nodad");
-    node.ns.ip("link set up0 up");
-    for command in [
-        "addr add 203.0.113.2/24 dev up1",
-        "addr add 2001:db8::2/64 dev up1 nodad",
-        "link set up1 up",
-        "route add 10.244.0.0/16 via 203.0.113.1",
-        "-6 route add fd00:10:244::/48 via 2001:db8::1",
-    ] {
-        outside.ip(command);
-    }
-    let listener = outside.listen();
-    (outside, listener)
-}
-
 /// The address that the server sees when the pod connects to it.
 fn seen_by(listener: &std::net::TcpListener, pod: &Pod, ip: &str) -> String {
     assert!(pod.reaches(ip), "{ip}");
@@ -820,7 +797,8 @@ fn seen_by(listener: &std::net::TcpListener, pod: &Pod, ip: &str) -> String {
 #[test]
 fn masquerading_is_for_what_leaves_the_network_and_for_no_pod_that_did_not_ask() {
     let node = Node::new();
-    let (_outside, server) = outside(&node);
+    let outside = outside(&node);
+    let server = outside.listen();
     let (masked, plain) = (Pod::new(), Pod::new());
     let conf = node.conf(json!({"ipMasq": true}));
     let added = node.add("masked", &masked, &conf).expect_ok();

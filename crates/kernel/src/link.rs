@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
-    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeBooleanOptionFlags, BridgeBooleanOptions, BridgePortState,
+    In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use crate::error::Result;
@@ -219,6 +219,9 @@ impl Netlink {
 
     /// Makes a bridge that is up and whose MAC address is `mac` and stays so, whatever ports it gets.
     ///
+    /// It does not learn from frames to link-local groups (01:80:c2:00:00:0x), some of which no filter ever sees
+    /// (`br_handle_frame`, LLDP); before Linux 5.0 it does.
+    ///
     /// Its MTU follows its ports until [`Self::set_link`] sets one: an MTU in this message would not count as set
     /// (`BROPT_MTU_SET_BY_USER` in `net/bridge/br_device.c`).
     ///
@@ -230,7 +233,15 @@ impl Netlink {
         message.header.change_mask = LinkFlags::Up;
         message.attributes.extend([
             LinkAttribute::IfName(name.to_string()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Bridge),
+                LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MultiBoolOpt(
+                    BridgeBooleanOptions {
+                        value: BridgeBooleanOptionFlags::NoLinkLocalLearn,
+                        mask: BridgeBooleanOptionFlags::NoLinkLocalLearn,
+                    },
+                )])),
+            ]),
             LinkAttribute::Address(mac.0.to_vec()),
         ]);
         self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {

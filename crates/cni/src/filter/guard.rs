@@ -3,8 +3,9 @@
 //! On the host's end of the veth, before anything else of the bridge sees a frame: MAC address, IPv4, ARP, IPv6 and neighbour
 //! discovery. No pod is a router: its advertisements are dropped. What a pod needs for its link-local address passes: the
 //! detection of duplicates of its own addresses and the reports of its multicast groups, which are sent from `::`.
-//! Surprises: a bridge takes frames to link-local groups (01:80:c2:00:00:0x) past its first hook and learns from them,
-//! hence the chain at the input. A pod without addresses of ours may have any, and is held to its MAC address.
+//! Surprises: a bridge takes frames to link-local groups (01:80:c2:00:00:0x) past its first hook, some past every hook; they
+//! go nowhere, but it would learn from them, which bridges that we make do not. A pod without addresses of ours may have any,
+//! and is held to its MAC address.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -32,15 +33,9 @@ pub(super) static SETS: [Set<'static>; 5] = [GUARDED, GUARDED_IPS, PORT_MAC, POR
 const FIRST: i32 = priority::BRIDGE_DSTNAT - 10;
 const PREROUTING: Chain<'static> =
     Chain::hooked(BRIDGE, "prerouting", Base::filter(Hook::Prerouting, FIRST));
-const INPUT: Chain<'static> = Chain::hooked(BRIDGE, "input", Base::filter(Hook::Input, FIRST));
 const MACS: Chain<'static> = Chain::plain(BRIDGE, "macs");
 const IPS: Chain<'static> = Chain::plain(BRIDGE, "ips");
 
-/// 01:80:c2:00:00:00 to 01:80:c2:00:00:0f: groups that a bridge does not forward (IEEE 802.1D, table 7-10).
-const LINK_LOCAL_GROUPS: [Mac; 2] = [
-    Mac([0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]),
-    Mac([0x01, 0x80, 0xc2, 0, 0, 0]),
-];
 /// Messages of neighbour discovery (RFC 4861, section 4).
 const ROUTER_SOLICIT: u8 = 133;
 const ROUTER_ADVERT: u8 = 134;
@@ -98,7 +93,7 @@ fn lay(batch: &mut Batch) {
     for set in &SETS {
         batch.add_set(set);
     }
-    for chain in [MACS, IPS, PREROUTING, INPUT] {
+    for chain in [MACS, IPS, PREROUTING] {
         batch.add_chain(chain);
         batch.flush_chain(chain);
     }
@@ -109,13 +104,8 @@ fn lay(batch: &mut Batch) {
             .verdict(&Verdict::Drop)
     };
     let from_nowhere = || Rule::of(IPS).is(Field::IP6_SADDR, Ipv6Addr::UNSPECIFIED);
-    let [mask, group] = LINK_LOCAL_GROUPS;
     let rules = [
         Rule::of(PREROUTING)
-            .is_in(&[Field::IIFNAME], &GUARDED)
-            .verdict(&Verdict::jump(&MACS)),
-        Rule::of(INPUT)
-            .masked(Field::ETHER_DADDR, mask, group)
             .is_in(&[Field::IIFNAME], &GUARDED)
             .verdict(&Verdict::jump(&MACS)),
         drop_unless(MACS, Field::ETHER_SADDR, &PORT_MAC),

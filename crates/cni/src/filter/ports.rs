@@ -17,7 +17,7 @@ use podspan_kernel::nft::{
 };
 use podspan_kernel::{IfName, Netlink, sysctl};
 
-use super::{Entry, INET, Part, Plan, Wanted};
+use super::{Entry, INET, Part, Plan, Wanted, has_no_nftables};
 use crate::error::Error;
 use crate::port_mapping::{HostAddress, PortMapping, Protocol};
 
@@ -357,7 +357,11 @@ pub(super) fn forget(
     host: &mut Netlink,
     of: Datagrams,
 ) -> Result<(), Error> {
-    let mut connections = conntrack.list(Protocol::Udp as u8, of.port)?;
+    let mut connections = match conntrack.list(Protocol::Udp as u8, of.port) {
+        // It follows connections and does not tell of them (CONFIG_NF_CT_NETLINK): they end by themselves.
+        Err(error) if has_no_nftables(&error) => return Ok(()),
+        listed => listed?,
+    };
     connections.retain(|connection| connection.destination.is_ipv4() == of.is_ipv4);
     if connections.is_empty() {
         return Ok(());

@@ -33,9 +33,7 @@ pub(super) fn set<'a>(table: Table<'a>, name: &'a str) -> Set<'a> {
 pub(super) fn create(batch: &mut Batch, wanted: &Wanted, own: &[Entry]) {
     for table in TABLES {
         let entries = own.iter().filter(|(set, _)| set.table == table);
-        let mut texts: Vec<_> = entries
-            .map(|(set, element)| format!("{} {}", set.name, Element::new(element.key.clone())))
-            .collect();
+        let mut texts: Vec<_> = entries.map(|entry| text(entry)).collect();
         if texts.is_empty() {
             continue;
         }
@@ -48,6 +46,12 @@ pub(super) fn create(batch: &mut Batch, wanted: &Wanted, own: &[Entry]) {
             batch.add_element(&record, &Element::new([Value::Mark(number)]).comment(text));
         }
     }
+}
+
+/// Without the quotes of names, which `nft` could not read back inside of a comment.
+fn text((set, element): &Entry) -> String {
+    let key = Element::new(element.key.clone());
+    format!("{} {key}", set.name).replace('"', "")
 }
 
 impl Record {
@@ -106,11 +110,7 @@ mod tests {
             "host_ip_ports6 fd00::1 . sctp . 9",
         ];
         let record = Record::read(INET, &name, &comments(&texts));
-        let again: Vec<_> = record
-            .entries
-            .iter()
-            .map(|(set, element)| format!("{} {element}", set.name))
-            .collect();
+        let again: Vec<_> = record.entries.iter().map(text).collect();
         assert_eq!(
             (again.as_slice(), record.link.as_ref()),
             (&texts.map(str::to_owned)[..], Some(&name))
@@ -124,7 +124,7 @@ mod tests {
             "host_ports4 tcp",
             "host_ports4 tcp . 8080 . 1",
             "bridges_of_tomorrow 7",
-            "port_mac \"pod0\" . 0a:00:00:00:00:01",
+            "port_mac pod0 . 0a:00:00:00:00:01",
         ];
         assert!(
             Record::read(INET, &name, &comments(&strange))

@@ -43,7 +43,12 @@ pub(crate) fn serve_portmap(request: &Request, input: &Input) -> Result<Option<C
             let result = previous(input)?;
             let mut host = Host::open()?;
             let wanted = wanted(&mut host, (input, pod), &result)?;
-            host.ensure_filtering(&wanted)?;
+            let undo = |error, host: &mut Host| {
+                let undone = host.remove_filtering(&wanted.record).err();
+                Error::from_all([Some(error), undone].into_iter().flatten().collect())
+            };
+            host.ensure_filtering(&wanted)
+                .or_else(|error| undo(error, &mut host))?;
             Ok(Some(result))
         }
         Request::Check(pod) => {

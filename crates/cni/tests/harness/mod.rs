@@ -42,13 +42,7 @@ impl Node {
         ns.ip("addr add 192.0.2.1/24 dev foreign0");
         ns.ip("link add pod0 type veth peer name pod1");
         ns.ip("route add 198.51.100.0/24 via 192.0.2.2 proto static");
-        let nft = Command::new("nft")
-            .args(["add", "table", "inet", "foreign"])
-            .status();
-        assert!(
-            nft.is_ok_and(|status| status.success()),
-            "nft of nftables is installed"
-        );
+        nft(FOREIGN);
         Self {
             ns,
             data: tempfile::tempdir().unwrap(),
@@ -66,6 +60,13 @@ impl Node {
             self.ns.ip("route show 198.51.100.0/24")[0]["gateway"],
             "192.0.2.2"
         );
+        for family in ["inet", "bridge"] {
+            let listed = nft(&format!("list table {family} foreign"));
+            assert!(
+                listed.contains("type filter hook") && listed.contains("pod0"),
+                "{listed}"
+            );
+        }
     }
 
     /// A dual-stack configuration with these keys changed; null takes one away.
@@ -167,6 +168,38 @@ impl Node {
             .collect()
     }
 
+    /// What stands of attachments in the tables of the packet filter: each element as `<set> <element>`, and the records
+    /// themselves; but not the links that lead to pods, which are nobody's. Sorted.
+    pub fn filtered(&self) -> Vec<String> {
+        const SHARED: [&str; 3] = ["bridges", "host_port_links", "hairpin_links"];
+        let mut all = Vec::new();
+        for family in ["inet", "bridge"] {
+            let output = Command::new("nft")
+                .args(["-j", "list", "table", family, "podspan"])
+                .output()
+                .unwrap();
+            let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            for object in listed["nftables"].as_array().into_iter().flatten() {
+                let set = if object["set"].is_null() {
+                    &object["map"]
+                } else {
+                    &object["set"]
+                };
+                let Some(name) = set["name"].as_str().filter(|name| !SHARED.contains(name)) else {
+                    continue;
+                };
+                if name.starts_with("pod") && name.len() == 15 || name.starts_with("map") {
+                    all.push(format!("record {name}"));
+                }
+                for element in set["elem"].as_array().into_iter().flatten() {
+                    all.push(format!("{name} {element}"));
+                }
+            }
+        }
+        all.sort();
+        all
+    }
+
     /// The records of attachments, sorted.
     pub fn records(&self) -> Vec<String> {
         let path = self.data.path().join("net/attachments");
@@ -212,7 +245,55 @@ impl Node {
             Vec::<String>::new(),
             "records left: {context}"
         );
+        assert_eq!(
+            self.filtered(),
+            Vec::<String>::new(),
+            "packet filtering left: {context}"
+        );
     }
+}
+
+/// Filtering of somebody else's, in both families.
+const FOREIGN: &str = "add table inet foreign; add chain inet foreign c { type filter hook prerouting priority -300; }; \
+    add rule inet foreign c iifname \"pod0\" counter; add table bridge foreign; \
+    add chain bridge foreign c { type filter hook prerouting priority -200; }; add rule bridge foreign c iifname \"pod0\" counter";
+
+/// What `nft` says to these commands.
+#[track_caller]
+pub fn nft(commands: &str) -> String {
+    let output = Command::new("nft").arg(commands).output();
+    let output = output.expect("nft of nftables is installed");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "nft {commands}: {told}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A machine beside the node, outside of the network: 203.0.113.2 and 2001:db8::2, the node being 1.
+pub fn outside(node: &Node) -> Pod {
+    let outside = Pod::new();
+    node.ns.ip(&format!(
+        "link add up0 type veth peer name up1 netns {}",
+        outside.path().display()
+    ));
+    // Neighbours of IPv6 are asked from a link-local address, which must be usable at once.
+    let at_once = |link: &str| {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
+    };
+    at_once("up0");
+    outside.run(|| at_once("up1"));
+    node.ns.ip("addr add 203.0.113.1/24 dev up0");
+    node.ns.ip("addr add 2001:db8::1/64 dev up0 nodad");
+    node.ns.ip("link set up0 up");
+    for command in [
+        "addr add 203.0.113.2/24 dev up1",
+        "addr add 2001:db8::2/64 dev up1 nodad",
+        "link set up1 up",
+        "route add 10.244.0.0/16 via 203.0.113.1",
+        "-6 route add fd00:10:244::/48 via 2001:db8::1",
+    ] {
+        outside.ip(command);
+    }
+    outside
 }
 
 impl Pod {

@@ -68,7 +68,8 @@ impl Type {
         }
     }
 
-    /// A value of this type out of its text, as [`Value`] prints it; none for the text of something else.
+    /// A value of this type out of its text, as [`Value`] prints it, with or without quotes; none for the text of something
+    /// else.
     pub fn parse(self, text: &str) -> Option<Value> {
         Some(match self {
             Self::Ipv4 => Value::Ipv4(text.parse().ok()?),
@@ -88,7 +89,7 @@ impl Type {
                 Value::Mark(u32::from_str_radix(digits, 16).ok()?)
             }
             Self::IfIndex => Value::IfIndex(text.parse().ok()?),
-            Self::IfName => Value::IfName(text.strip_prefix('"')?.strip_suffix('"')?.parse().ok()?),
+            Self::IfName => Value::IfName(text.trim_matches('"').parse().ok()?),
         })
     }
 
