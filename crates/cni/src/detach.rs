@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use podspan_kernel::{Link, LinkChange};
+use podspan_kernel::Link;
 
 use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, NetworkName};
@@ -104,12 +104,8 @@ fn disconnect(host: &mut Host, network: &NetworkName, id: &AttachmentId) -> Vec<
     // One of somebody else, who took a name of ours, stays.
     let link = found.map(|link| link.filter(|link| is_host_veth(link, network, id)));
     if let Ok(Some(link)) = &link {
-        let shut = LinkChange {
-            shut: true,
-            ..LinkChange::default()
-        };
         // Where it is not a port any more, or is down, nothing comes through it.
-        let _ = host.set_link(link.index, shut);
+        let _ = host.shut_port(link.index);
     }
     let filtering = host.remove_filtering(&host_veth);
     let removed = link.and_then(|link| match link {

@@ -83,8 +83,38 @@ fn run_killed(node: &Node, pod: &Pod, conf: &Value, (command, at): (&str, &(Stri
 
 #[test]
 fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
-    for conf in [json!({}), json!({"ipMasq": true})] {
+    for conf in [
+        json!({}),
+        json!({"ipMasq": true, "antiSpoof": false}),
+        everything_filtered(),
+    ] {
         add_killed_and_then_del(&conf);
+    }
+}
+
+/// Masquerading, host ports of each kind, and the guard, in both families.
+fn everything_filtered() -> Value {
+    json!({"ipMasq": true, "runtimeConfig": {"portMappings": [
+        {"hostPort": 80, "containerPort": 8080},
+        {"hostPort": 53, "containerPort": 53, "protocol": "udp"},
+        {"hostPort": 81, "containerPort": 81, "hostIP": "192.0.2.1"},
+    ]}})
+}
+
+/// A port that lets frames in is a guarded one, whenever one looks.
+fn assert_guarded_or_shut(node: &Node, context: &str) {
+    for port in node.pod_links() {
+        let link = &node.ns.ip(&format!("-d link show {port}"))[0];
+        let is_up = link["flags"].as_array().unwrap().contains(&json!("UP"));
+        let is_shut = link["linkinfo"]["info_slave_data"]["state"] == "disabled";
+        let guarded = node
+            .filtered()
+            .iter()
+            .any(|text| text.starts_with("guarded_ips ") && text.contains(&port));
+        assert!(
+            guarded || !is_up || is_shut,
+            "{port} is open: {context}: {link}"
+        );
     }
 }
 
@@ -103,7 +133,11 @@ fn add_killed_and_then_del(changes: &Value) {
     );
     for point in &points {
         run_killed(&node, &pod, &conf, ("ADD", point));
-        node.del("c1", &conf).expect_ok();
+        if conf["antiSpoof"] != false {
+            assert_guarded_or_shut(&node, &format!("ADD killed at {point:?}"));
+        }
+        // It needs no more than the network's name and the place of the addresses.
+        node.del("c1", &node.conf(json!({}))).expect_ok();
         node.assert_clean(&format!("ADD killed at {point:?}, then DEL"));
         assert_eq!(
             pod.ip("link show").as_array().unwrap().len(),
@@ -120,8 +154,14 @@ fn add_killed_and_then_del(changes: &Value) {
 #[test]
 fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
     let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(json!({"ipMasq": true}));
+    let conf = node.conf(everything_filtered());
     node.add("c1", &pod, &conf).expect_ok();
+    // A connection that DEL has to forget.
+    let send = || {
+        let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+        socket.send_to(b"x", "192.0.2.1:53").unwrap();
+    };
+    send();
     let points = points(&trace(&node, "DEL", &pod, &conf));
     assert!(
         points.len() > 30,
@@ -130,8 +170,10 @@ fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
     );
     for point in &points {
         node.add("c1", &pod, &conf).expect_ok();
+        send();
         run_killed(&node, &pod, &conf, ("DEL", point));
-        node.del("c1", &conf).expect_ok();
+        assert_guarded_or_shut(&node, &format!("DEL killed at {point:?}"));
+        node.del("c1", &node.conf(json!({}))).expect_ok();
         node.assert_clean(&format!("DEL killed at {point:?}, then repeated"));
     }
     node.assert_foreign_survives();

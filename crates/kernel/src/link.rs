@@ -5,18 +5,23 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeBooleanOptionFlags, BridgeBooleanOptions, BridgePortState,
-    In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeBooleanOptionFlags, BridgeBooleanOptions, In6AddrGenMode,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkProtoInfoBridge,
 };
 
 use crate::error::Result;
 use crate::names::{IfName, Mac};
 use crate::netlink::{Message, Netlink};
 use crate::netns::Netns;
+
+/// `IFLA_BRPORT_STATE` (linux/if_link.h).
+const IFLA_BRPORT_STATE: u16 = 1;
+/// `BR_STATE_DISABLED` (linux/if_bridge.h).
+const BR_STATE_DISABLED: u8 = 0;
 
 /// A link as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +103,6 @@ pub struct LinkChange<'a> {
     pub hairpin: Option<bool>,
     /// For a bridge port: it exchanges packets only with ports that are not isolated, and with the bridge itself.
     pub isolated: Option<bool>,
-    /// For a bridge port: it neither takes in nor sends anything from now on (`BR_STATE_DISABLED`).
-    pub shut: bool,
     /// Take in every frame, whomever it is for.
     pub promiscuous: bool,
     /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
@@ -128,11 +131,8 @@ impl std::fmt::Display for LinkChange<'_> {
             f.write_str(" promisc on")?;
         }
         let port = [("hairpin", self.hairpin), ("isolated", self.isolated)];
-        if self.shut || port.iter().any(|(_, value)| value.is_some()) {
+        if port.iter().any(|(_, value)| value.is_some()) {
             f.write_str(" type bridge_slave")?;
-        }
-        if self.shut {
-            f.write_str(" state 0")?;
         }
         for (word, value) in port {
             if let Some(on) = value {
@@ -316,11 +316,6 @@ impl Netlink {
         attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         let port: Vec<_> = (change.hairpin.map(InfoBridgePort::HairpinMode).into_iter())
             .chain(change.isolated.map(InfoBridgePort::Isolated))
-            .chain(
-                change
-                    .shut
-                    .then_some(InfoBridgePort::State(BridgePortState::Disabled)),
-            )
             .collect();
         if !port.is_empty() {
             attributes.push(LinkAttribute::LinkInfo(vec![
@@ -336,6 +331,26 @@ impl Netlink {
         }
         self.change(Message::NewLink(message), 0, || {
             format!("set link {link}{change}")
+        })
+    }
+
+    /// Shuts a bridge's port: it neither takes in nor sends anything, until its carrier changes.
+    ///
+    /// By a request to the bridge, whose answer comes at once. As a change of the link it would not last: the kernel tells
+    /// of such a change, and the bridge, hearing it, opens ports that have a carrier (`br_port_carrier_check`).
+    ///
+    /// # Errors
+    /// EOPNOTSUPP when it is no bridge's port, ENETDOWN when it is down, or what the kernel answered.
+    pub fn shut_port(&mut self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.interface_family = AddressFamily::Bridge;
+        message.header.index = index;
+        let state = DefaultNla::new(IFLA_BRPORT_STATE, vec![BR_STATE_DISABLED]);
+        message.attributes.push(LinkAttribute::ProtoInfoBridge(vec![
+            LinkProtoInfoBridge::Other(state),
+        ]));
+        self.change(Message::SetLink(message), 0, || {
+            format!("set link {index} type bridge_slave state 0")
         })
     }
 
@@ -534,6 +549,24 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(inside, None, "one end takes the other with it");
+    }
+
+    #[test]
+    fn a_port_that_was_shut_stays_so() {
+        let ns = TestNs::new();
+        ns.ip("link add br0 up type bridge");
+        ns.ip("link add v0 type veth peer name v1");
+        ns.ip("link set v0 master br0 up");
+        ns.ip("link set v1 up");
+        let mut netlink = Netlink::open().unwrap();
+        let port = netlink.link(&"v0".parse().unwrap()).unwrap().index;
+        let state = || ns.ip("-d link show v0")[0]["linkinfo"]["info_slave_data"]["state"].clone();
+        assert_eq!(state(), "forwarding");
+        netlink.shut_port(port).unwrap();
+        netlink.link(&"v0".parse().unwrap()).unwrap();
+        assert_eq!(state(), "disabled");
+        let other = netlink.link(&"v1".parse().unwrap()).unwrap().index;
+        assert!(netlink.shut_port(other).is_err());
     }
 
     #[test]
