@@ -13,7 +13,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use harness::{Node, Pod, nft, run};
+use harness::{Node, Pod, nft};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto};
 use serde_json::{Value, json};
 
@@ -341,24 +341,11 @@ fn a_pod_without_addresses_may_have_any_and_a_pod_of_one_family_has_that() {
 
 #[test]
 fn under_the_name_bridge_nothing_is_guarded_unless_asked_for() {
-    let node = Node::new();
-    let link = node.data.path().join("bridge");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_podspan-cni"), &link).unwrap();
+    let mut node = Node::new();
+    node.call_it("bridge");
     let served = |container: &str, keys: Value| {
         let pod = Pod::new();
-        let ours = node.command(&[], "ADD", container);
-        let mut process = std::process::Command::new(&link);
-        let variables = ours
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?)));
-        process
-            .env_clear()
-            .envs(variables)
-            .env("CNI_NETNS", pod.path());
-        for stream in [std::process::Command::stdin, std::process::Command::stdout] {
-            stream(&mut process, std::process::Stdio::piped());
-        }
-        run(&mut process, &node.conf(keys)).expect_ok();
+        node.add(container, &pod, &node.conf(keys)).expect_ok();
         pod
     };
     let _pod = served("c1", json!({}));

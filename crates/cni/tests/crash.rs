@@ -181,6 +181,48 @@ fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
 }
 
 #[test]
+fn in_the_place_of_portmap_killed_at_any_system_call_it_leaves_nothing() {
+    let (mut node, pod) = (Node::new(), Pod::new());
+    let attached = node
+        .add("c1", &pod, &node.conf(json!({"antiSpoof": false})))
+        .expect_ok();
+    let mut conf = everything_filtered();
+    for (key, value) in [
+        ("cniVersion", json!("1.1.0")),
+        ("name", json!("net")),
+        ("type", json!("portmap")),
+        ("prevResult", attached.json),
+    ] {
+        conf[key] = value;
+    }
+    node.call_it("portmap");
+    node.add("c1", &pod, &conf).expect_ok();
+    let of_del = points(&trace(&node, "DEL", &pod, &conf));
+    let of_add = points(&trace(&node, "ADD", &pod, &conf));
+    let bare = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap"});
+    node.del("c1", &bare).expect_ok();
+    for (command, points) in [("ADD", of_add), ("DEL", of_del)] {
+        for point in &points {
+            if command == "DEL" {
+                node.add("c1", &pod, &conf).expect_ok();
+            }
+            run_killed(&node, &pod, &conf, (command, point));
+            node.del("c1", &bare).expect_ok();
+            assert_eq!(
+                node.filtered(),
+                Vec::<String>::new(),
+                "{command} killed at {point:?}"
+            );
+        }
+        println!(
+            "{command} of portmap killed at each of {} system calls",
+            points.len()
+        );
+    }
+    node.assert_foreign_survives();
+}
+
+#[test]
 fn the_first_add_of_a_node_killed_anywhere_leaves_a_bridge_that_the_next_completes() {
     let (node, pod) = (Node::new(), Pod::new());
     let conf = node.conf(json!({}));

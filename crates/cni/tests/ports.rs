@@ -672,33 +672,25 @@ fn an_add_tells_the_kernel_the_same_however_many_pods_there_are() {
     );
 }
 
-/// The plugin under another name.
-fn named(node: &Node, name: &str, (command, container): (&str, &str)) -> std::process::Command {
-    let link = node.data.path().join(name);
-    if !link.exists() {
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_podspan-cni"), &link).unwrap();
-    }
-    let ours = node.command(&[], command, container);
-    let mut process = std::process::Command::new(link);
-    process.env_clear().envs(
-        ours.get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    for stream in [std::process::Command::stdin, std::process::Command::stdout] {
-        stream(&mut process, std::process::Stdio::piped());
-    }
-    process
-}
-
 /// What the chained plugin answers.
-fn portmap(node: &Node, (command, container): (&str, &str), pod: &Pod, conf: &Value) -> Answer {
-    let mut process = named(node, "portmap", (command, container));
-    run(process.env("CNI_NETNS", pod.path()), conf)
+fn portmap(
+    node: &mut Node,
+    (command, container): (&str, &str),
+    (pod, conf): (Option<&Pod>, &Value),
+) -> Answer {
+    node.call_it("portmap");
+    let mut process = node.command(&[], command, container);
+    if let Some(pod) = pod {
+        process.env("CNI_NETNS", pod.path());
+    }
+    let answer = run(&mut process, conf);
+    node.call_it("podspan-cni");
+    answer
 }
 
 #[test]
 fn under_the_name_portmap_it_serves_what_another_plugin_attached() {
-    let node = Node::new();
+    let mut node = Node::new();
     let far = outside(&node);
     let pod = Pod::new();
     let attached = node.add("c1", &pod, &node.conf(json!({}))).expect_ok();
@@ -709,10 +701,10 @@ fn under_the_name_portmap_it_serves_what_another_plugin_attached() {
         "markMasqBit": 13, "conditionsV4": [], "prevResult": result,
         "runtimeConfig": {"portMappings": tcp(80)},
     });
-    let answer = portmap(&node, ("ADD", "c1"), &pod, &conf).expect_ok();
+    let answer = portmap(&mut node, ("ADD", "c1"), (Some(&pod), &conf)).expect_ok();
     assert_eq!(answer.json, result, "T19: the previous result, unchanged");
-    portmap(&node, ("CHECK", "c1"), &pod, &conf).expect_ok();
-    portmap(&node, ("STATUS", "c1"), &pod, &conf).expect_ok();
+    portmap(&mut node, ("CHECK", "c1"), (Some(&pod), &conf)).expect_ok();
+    portmap(&mut node, ("STATUS", "c1"), (Some(&pod), &conf)).expect_ok();
     settle(&node);
     let server = pod.listen();
     for address in ["203.0.113.1:80", "[2001:db8::1]:80"] {
@@ -727,21 +719,21 @@ fn under_the_name_portmap_it_serves_what_another_plugin_attached() {
     node.add("c2", &other, &own).expect_ok();
     let mut taken = conf.clone();
     taken["runtimeConfig"] = json!({"portMappings": tcp(81)});
-    let (code, text) = portmap(&node, ("ADD", "c1"), &pod, &taken).expect_error();
+    let (code, text) = portmap(&mut node, ("ADD", "c1"), (Some(&pod), &taken)).expect_error();
     assert_eq!(
         (code, text.as_str()),
         (102, "host port tcp 81 is taken by net/c2/eth0")
     );
-    portmap(&node, ("ADD", "c1"), &pod, &conf).expect_ok();
+    portmap(&mut node, ("ADD", "c1"), (Some(&pod), &conf)).expect_ok();
     node.del("c2", &own).expect_ok();
     let bare = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap"});
-    portmap(&node, ("DEL", "c2"), &pod, &bare).expect_ok();
+    portmap(&mut node, ("DEL", "c2"), (Some(&pod), &bare)).expect_ok();
     assert!(At::Pod(&far).seen("203.0.113.1:80", &server).is_some());
     for _ in 0..2 {
-        run(&mut named(&node, "portmap", ("DEL", "c1")), &bare).expect_ok();
+        portmap(&mut node, ("DEL", "c1"), (None, &bare)).expect_ok();
     }
     assert_eq!(At::Pod(&far).seen("203.0.113.1:80", &server), None);
-    let (code, text) = portmap(&node, ("CHECK", "c1"), &pod, &conf).expect_error();
+    let (code, text) = portmap(&mut node, ("CHECK", "c1"), (Some(&pod), &conf)).expect_error();
     assert!(
         code == 103 && text.contains("host_ports4") && text.contains("host_ports6"),
         "{text}"
@@ -753,7 +745,7 @@ fn under_the_name_portmap_it_serves_what_another_plugin_attached() {
 
 #[test]
 fn portmap_takes_over_from_the_dead_collects_garbage_and_masquerades_all_where_asked() {
-    let node = Node::new();
+    let mut node = Node::new();
     let far = outside(&node);
     let (dead, pod) = (Pod::new(), Pod::new());
     let conf = |attached: &Answer| {
@@ -762,15 +754,15 @@ fn portmap_takes_over_from_the_dead_collects_garbage_and_masquerades_all_where_a
     };
     let plain = node.conf(json!({"antiSpoof": false}));
     let attached = node.add("dead", &dead, &plain).expect_ok();
-    portmap(&node, ("ADD", "dead"), &dead, &conf(&attached)).expect_ok();
+    portmap(&mut node, ("ADD", "dead"), (Some(&dead), &conf(&attached))).expect_ok();
     let attached = node.add("c1", &pod, &plain).expect_ok();
-    let told = portmap(&node, ("ADD", "c1"), &pod, &conf(&attached)).expect_error();
+    let told = portmap(&mut node, ("ADD", "c1"), (Some(&pod), &conf(&attached))).expect_error();
     assert_eq!(
         told,
         (102, "host port tcp 80 is taken by net/dead/eth0".into())
     );
     node.del("dead", &plain).expect_ok();
-    portmap(&node, ("ADD", "c1"), &pod, &conf(&attached)).expect_ok();
+    portmap(&mut node, ("ADD", "c1"), (Some(&pod), &conf(&attached))).expect_ok();
     let server = pod.listen();
     assert_eq!(
         At::Pod(&far).seen("203.0.113.1:80", &server).as_deref(),
@@ -781,15 +773,18 @@ fn portmap_takes_over_from_the_dead_collects_garbage_and_masquerades_all_where_a
         Some("203.0.113.2"),
         "who does not come by the host port keeps its address"
     );
-    let gc = |valid: Value| {
+    let gc = |node: &mut Node, valid: Value| {
         let mut conf = conf(&attached);
         conf["cni.dev/valid-attachments"] = valid;
-        run(&mut named(&node, "portmap", ("GC", "")), &conf)
+        portmap(node, ("GC", ""), (None, &conf))
     };
-    gc(json!([{"containerID": "c1", "ifname": "eth0"}])).expect_ok();
+    gc(&mut node, json!([{"containerID": "c1", "ifname": "eth0"}])).expect_ok();
     assert!(At::Pod(&far).seen("203.0.113.1:80", &server).is_some());
-    assert!(!gc(Value::Null).ok, "T29: no list is not an empty one");
-    gc(json!([])).expect_ok();
+    assert!(
+        !gc(&mut node, Value::Null).ok,
+        "T29: no list is not an empty one"
+    );
+    gc(&mut node, json!([])).expect_ok();
     assert_eq!(At::Pod(&far).seen("203.0.113.1:80", &server), None);
     node.del("c1", &plain).expect_ok();
     node.assert_clean("after GC and DEL");
@@ -797,7 +792,7 @@ fn portmap_takes_over_from_the_dead_collects_garbage_and_masquerades_all_where_a
 
 #[test]
 fn portmap_refuses_what_it_cannot_do_and_does_nothing_without_ports() {
-    let (node, pod) = (Node::new(), Pod::new());
+    let (mut node, pod) = (Node::new(), Pod::new());
     let attached = node
         .add("c1", &pod, &node.conf(json!({"antiSpoof": false})))
         .expect_ok();
@@ -826,17 +821,23 @@ fn portmap_refuses_what_it_cannot_do_and_does_nothing_without_ports() {
         (json!({"snat": "yes"}), 7, "snat: invalid type"),
         (json!({"prevResult": null}), 7, "prevResult is missing"),
     ] {
-        let (found, text) = portmap(&node, ("ADD", "c1"), &pod, &conf(changes)).expect_error();
+        let (found, text) =
+            portmap(&mut node, ("ADD", "c1"), (Some(&pod), &conf(changes))).expect_error();
         assert!(found == code && text.contains(told), "{found} {text}");
     }
     let none = conf(json!({"runtimeConfig": {}}));
-    portmap(&node, ("ADD", "c1"), &pod, &none).expect_ok();
-    portmap(&node, ("CHECK", "c1"), &pod, &none).expect_ok();
+    portmap(&mut node, ("ADD", "c1"), (Some(&pod), &none)).expect_ok();
+    portmap(&mut node, ("CHECK", "c1"), (Some(&pod), &none)).expect_ok();
     assert_eq!(
         nft("list tables"),
         "table inet foreign\ntable bridge foreign\n"
     );
-    portmap(&node, ("ADD", "c1"), &pod, &conf(json!({"snat": false}))).expect_ok();
+    portmap(
+        &mut node,
+        ("ADD", "c1"),
+        (Some(&pod), &conf(json!({"snat": false}))),
+    )
+    .expect_ok();
     let localnet =
         std::fs::read_to_string("/proc/sys/net/ipv4/conf/podspan0/route_localnet").unwrap();
     assert_eq!(
@@ -844,6 +845,6 @@ fn portmap_refuses_what_it_cannot_do_and_does_nothing_without_ports() {
         "0",
         "nothing is masqueraded, so 127.0.0.1 need not lead anywhere"
     );
-    portmap(&node, ("DEL", "c1"), &pod, &none).expect_ok();
+    portmap(&mut node, ("DEL", "c1"), (Some(&pod), &none)).expect_ok();
     assert_eq!(node.filtered(), Vec::<String>::new());
 }

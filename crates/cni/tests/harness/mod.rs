@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 pub struct Node {
     pub ns: TestNs,
     pub data: tempfile::TempDir,
+    /// The plugin's executable, under the name that it is called by.
+    pub program: PathBuf,
 }
 
 /// A pod's network namespace, empty but for `lo`.
@@ -46,6 +48,7 @@ impl Node {
         Self {
             ns,
             data: tempfile::tempdir().unwrap(),
+            program: env!("CARGO_BIN_EXE_podspan-cni").into(),
         }
     }
 
@@ -87,9 +90,17 @@ impl Node {
         conf
     }
 
+    /// From now on the plugin is called by that name.
+    pub fn call_it(&mut self, name: &str) {
+        self.program = self.data.path().join(name);
+        if !self.program.exists() {
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_podspan-cni"), &self.program).unwrap();
+        }
+    }
+
     /// The plugin's process, ready to run, behind `wrapper` (such as `strace …`).
     pub fn command(&self, wrapper: &[String], command: &str, container: &str) -> Command {
-        let plugin = env!("CARGO_BIN_EXE_podspan-cni").to_owned();
+        let plugin = self.program.to_str().unwrap().to_owned();
         let mut words = wrapper.iter().cloned().chain([plugin]);
         let mut process = Command::new(words.next().unwrap());
         process.args(words).env_clear();
