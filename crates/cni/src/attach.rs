@@ -33,7 +33,7 @@ pub fn attach(
     store: &AddressStore,
     request: &PodRequest,
 ) -> Result<CniResult, Error> {
-    let pod_netns = open_pod_netns(request)?;
+    let pod_netns = open_pod_netns(request, host)?;
     require_new(host, conf, request)?;
 
     let addresses = match conf
@@ -82,7 +82,7 @@ fn require_new(host: &mut Netlink, conf: &NetConf, request: &PodRequest) -> Resu
 ///
 /// # Errors
 /// [`Error::OwnNetns`]; [`Error::Environment`] when there is no namespace at the path.
-pub(crate) fn open_pod_netns(request: &PodRequest) -> Result<Netns, Error> {
+pub(crate) fn open_pod_netns(request: &PodRequest, host: &Netlink) -> Result<Netns, Error> {
     let netns = Netns::open(&request.netns).map_err(|error| match error.errno() {
         Errno::NOENT | Errno::INVAL => Error::Environment(format!(
             "CNI_NETNS is {}, where there is no network namespace: {error}",
@@ -90,16 +90,20 @@ pub(crate) fn open_pod_netns(request: &PodRequest) -> Result<Netns, Error> {
         )),
         _ => error.into(),
     })?;
-    require_foreign(&netns, request.own_netns_allowed)?;
+    require_foreign(&netns, host, request.own_netns_allowed)?;
     Ok(netns)
 }
 
-/// That the namespace is not the one that the plugin itself is in, unless that is allowed (`CNI_NETNS_OVERRIDE`).
+/// That the namespace is not the node's, which `host` is a socket in, unless that is allowed (`CNI_NETNS_OVERRIDE`).
 ///
 /// # Errors
 /// [`Error::OwnNetns`].
-pub(crate) fn require_foreign(netns: &Netns, own_is_allowed: bool) -> Result<(), Error> {
-    if own_is_allowed || !netns.is_same(&Netns::current()?)? {
+pub(crate) fn require_foreign(
+    netns: &Netns,
+    host: &Netlink,
+    own_is_allowed: bool,
+) -> Result<(), Error> {
+    if own_is_allowed || !netns.is_same(&host.netns()?)? {
         return Ok(());
     }
     Err(Error::OwnNetns(format!(
@@ -174,7 +178,7 @@ impl NewAttachment<'_> {
             sysctl::write(&format!("net/ipv4/conf/{ifname}/arp_notify"), "1")?;
         }
         let mut pod = Netlink::open()?;
-        let index = pod.link(ifname)?.index;
+        let index = pod.link_index(ifname)?;
         if self.conf.interface_down {
             return Ok(());
         }

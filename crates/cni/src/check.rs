@@ -25,9 +25,10 @@ pub fn check(conf: &NetConf, request: &PodRequest, added: &CniResult) -> Result<
         added,
         deviations: Vec::new(),
     };
-    let pod_netns = open_pod_netns(request)?;
+    let mut host = Netlink::open()?;
+    let pod_netns = open_pod_netns(request, &host)?;
     check.allocations()?;
-    check.host_side(&mut Netlink::open()?)?;
+    check.host_side(&mut host)?;
     pod_netns.enter()?;
     check.pod_side(&mut Netlink::open()?)?;
     if check.deviations.is_empty() {

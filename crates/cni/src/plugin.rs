@@ -37,7 +37,8 @@ pub fn serve<I: Read, O: Write>(
         Ok(request) => request?,
         Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
     };
-    let mut bytes = Vec::new();
+    // Room for any usual configuration: it is then read by one call.
+    let mut bytes = Vec::with_capacity(8192);
     if let Err(error) = streams.input.read_to_end(&mut bytes) {
         let error = Error::Io(format!(
             "read the network configuration from standard input: {error}"
@@ -163,7 +164,7 @@ fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
     )?;
     // Everything is freed; a path that leads to the node itself is still worth telling (T8).
     match pod.netns.as_ref().map(Netns::open) {
-        Some(Ok(netns)) => require_foreign(&netns, pod.own_netns_allowed),
+        Some(Ok(netns)) => require_foreign(&netns, &host, pod.own_netns_allowed),
         Some(Err(_)) | None => Ok(()),
     }
 }

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod nft;
 mod qdisc;
 mod route;
+pub mod start;
 pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -56,6 +56,12 @@ impl Netns {
         Self::open(OWN)
     }
 
+    /// One that was not opened by a path; `path` is then what people are told.
+    pub(crate) fn from_file(file: OwnedFd, path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self { file, path }
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -190,6 +196,8 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(!here.is_same(&there).unwrap());
+        let socket = there.run(crate::Netlink::open).unwrap().unwrap();
+        assert!(socket.netns().unwrap().is_same(&there).unwrap());
         assert!(
             there
                 .run(|| Netns::current()?.is_same(&there))
