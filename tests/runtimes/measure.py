@@ -15,8 +15,8 @@ from containerd import Containerd, sandbox_config
 ROUNDS = 20
 BURST_ROUNDS = 5
 # Rounds before those, which warm caches and are not counted.
-WARM_UP = 2
-BURST, AT_ONCE = 24, 8
+WARM_UP = 1
+BURST, AT_ONCE = 16, 8
 # After each removal, in seconds: the kernel tears namespaces down in the background, which holds the next one up.
 PAUSE = 0.15
 

@@ -6,6 +6,7 @@ podman 4 removes a network's bridge itself when the network is removed, but only
 import json
 import os
 import pathlib
+import shutil
 
 import node
 from image import IMAGE
@@ -62,6 +63,11 @@ def podman(*words):
     return node.run(["podman", *words]).strip()
 
 
+def remove_all_containers():
+    """Their ids."""
+    return podman("rm", "--force", "--all", "--time", "0").split()
+
+
 class Container:
     def __init__(self, name, *options, network=NETWORK):
         self.name = name
@@ -88,15 +94,15 @@ class OnOneNetwork:
     """The cases; which network it is, the classes below say."""
 
     def setUp(self):
-        self.addCleanup(podman, "rm", "--force", "--all", "--time", "0")
         self.make_network()
 
     def tearDown(self):
-        containers = podman("ps", "--all", "--quiet", "--no-trunc").split()
-        podman("rm", "--force", "--all", "--time", "0")
-        self.assert_nothing_left(*containers)
-        podman("network", "rm", NETWORK)
-        self.assertEqual(list(CONF_DIR.glob("*.conflist")), [])
+        containers = remove_all_containers()
+        try:
+            self.assert_nothing_left(*containers)
+        finally:
+            podman("network", "rm", NETWORK)
+        self.assertEqual(list(CONF_DIR.iterdir()), [CONF_DIR / "cni.lock"])
         super().tearDown()
 
     def assert_nothing_left(self, *traces):
@@ -104,7 +110,6 @@ class OnOneNetwork:
         self.assertEqual(self.taken(), [])
         self.assertEqual(node.ports_of(self.bridge()), [])
         self.assertEqual(list(pathlib.Path("/var/lib/cni/results").glob("*")), [])
-        self.assertEqual(list(pathlib.Path("/run/cni").glob("**/*.json")), [])
         rules = node.ruleset()
         for trace in traces:
             self.assertNotIn(trace, rules)
@@ -240,3 +245,53 @@ class NetworkOfOurs(OnOneNetwork, node.Case):
         if "podspan0" in node.links():
             node.run("ip link del podspan0")
 
+
+class OtherNetworks(node.Case):
+    """What podman can have a network be, by the plugins whose names it writes."""
+
+    def setUp(self):
+        self.networks = []
+
+    def tearDown(self):
+        remove_all_containers()
+        for name in self.networks:
+            podman("network", "rm", name)
+        super().tearDown()
+
+    def network(self, name, subnet, *options):
+        podman("network", "create", "--disable-dns", "--subnet", subnet, *options, name)
+        self.networks.append(name)
+
+    def test_a_container_is_on_two_networks(self):
+        self.network("one", "10.89.1.0/24")
+        self.network("two", "10.89.2.0/24")
+        web = Container("web", network="one,two")
+        for name in self.networks:
+            asker = Container(f"on-{name}", network=name)
+            [address], [own] = web.addresses(name), asker.addresses(name)
+            self.assert_served("web", address, netns=asker.netns, seen_from=own)
+        self.assertEqual(set(node.links(web.netns)), {"lo", "eth0", "eth1"})
+
+    def test_an_internal_network_leads_nowhere_else(self):
+        self.network("inner", "10.89.3.0/24", "--internal")
+        web, db = Container("web", network="inner"), Container("db", network="inner")
+        [address], [own] = web.addresses("inner"), db.addresses("inner")
+        self.assert_served("web", address, netns=db.netns, seen_from=own)
+        self.assertEqual(node.ip("route show default", db.netns), [])
+
+    def test_options_of_a_network_are_kept_to(self):
+        self.network("odd", "10.89.4.0/24", "--gateway", "10.89.4.254", "--ip-range", "10.89.4.64/29", "--opt", "mtu=1400")
+        web = Container("web", network="odd")
+        [address] = web.addresses("odd")
+        self.assertIn(address, [f"10.89.4.{number}" for number in range(64, 72)])
+        self.assertEqual(node.links(web.netns)["eth0"]["mtu"], 1400)
+        self.assertEqual([route["gateway"] for route in node.ip("route show default", web.netns)], ["10.89.4.254"])
+        self.assert_served("web", address, seen_from="10.89.4.254")
+
+    def test_the_network_that_debian_configures(self):
+        shutil.copy("/etc/cni/net.d/87-podman-bridge.conflist", CONF_DIR)
+        self.addCleanup((CONF_DIR / "87-podman-bridge.conflist").unlink)
+        web, db = Container("web", "--publish", "8080:80", network="podman"), Container("db", network="podman")
+        [address], [own] = web.addresses("podman"), db.addresses("podman")
+        self.assert_served("web", address, netns=db.netns, seen_from=own)
+        self.assert_served("web", NODE_ADDRESSES[0], 8080, netns=OUTSIDE, seen_from=OUTSIDE_ADDRESSES[0])
