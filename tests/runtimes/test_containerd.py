@@ -288,5 +288,5 @@ class NetworkOfReferenceNames(OnOneNetwork, node.Case):
         yield REFERENCE
 
     def test_sysctls_are_set(self):
-        pod = self.pod("web")
-        self.assertEqual(node.run(f"nsenter --net={pod.netns} sysctl -n net.core.somaxconn").strip(), "500")
+        somaxconn = pathlib.Path("/proc/sys/net/core/somaxconn")
+        self.assertEqual(node.within(self.pod("web").netns, somaxconn.read_text), "500\n")

@@ -35,19 +35,17 @@ driver = "vfs"
 graphroot = "{HOME}/storage"
 runroot = "{HOME}/containers"
 """
-# podman takes this file for one of its networks.
-CONFLIST = {
-    "cniVersion": "1.0.0",
-    "name": NETWORK,
-    "plugins": [
-        {
-            "type": "podspan-cni",
-            "bridge": "podspan0",
-            "ipam": {"ranges": [[{"subnet": "10.89.7.0/24"}], [{"subnet": "fd00:10:89:7::/64"}]]},
-        },
-        {"type": "portmap", "capabilities": {"portMappings": True}},
-    ],
+PLUGIN = {
+    "type": "podspan-cni",
+    "bridge": "podspan0",
+    "ipam": {"ranges": [[{"subnet": "10.89.7.0/24"}], [{"subnet": "fd00:10:89:7::/64"}]]},
 }
+PORT_MAPPINGS = {"portMappings": True}
+
+
+def conflist(*plugins):
+    """What podman takes for one of its networks when it lies in its directory."""
+    return json.dumps({"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins})
 
 
 def setUpModule():
@@ -231,7 +229,8 @@ class NetworkOfOurs(OnOneNetwork, node.Case):
     asked = "10.89.7.77"
 
     def make_network(self):
-        (CONF_DIR / f"{NETWORK}.conflist").write_text(json.dumps(CONFLIST))
+        portmap = {"type": "portmap", "capabilities": PORT_MAPPINGS}
+        (CONF_DIR / f"{NETWORK}.conflist").write_text(conflist(PLUGIN, portmap))
 
     def bridge(self):
         return "podspan0"
@@ -244,6 +243,13 @@ class NetworkOfOurs(OnOneNetwork, node.Case):
         # The bridge stays, as podman does not know whose it is; the next network is not to find it.
         if "podspan0" in node.links():
             node.run("ip link del podspan0")
+
+    def test_a_published_port_answers(self):
+        super().test_a_published_port_answers()
+        if node.is_ours("portmap"):
+            remove_all_containers()
+            (CONF_DIR / f"{NETWORK}.conflist").write_text(conflist(PLUGIN | {"capabilities": PORT_MAPPINGS}))
+            super().test_a_published_port_answers()
 
 
 class OtherNetworks(node.Case):
