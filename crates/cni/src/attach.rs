@@ -206,8 +206,9 @@ impl NewAttachment<'_> {
                 false => pod.ensure_address(index, net)?,
             }
         }
+        // Another network may have brought a default route: as after the reference plugins, both stand.
         for route in routes {
-            pod.add_route(&Route {
+            pod.add_route_beside_others(&Route {
                 link: Some(index),
                 ..route.clone()
             })?;
