@@ -41,7 +41,7 @@ pub fn ensure_bridge(
         netlink.set_link(
             bridge.index,
             LinkChange {
-                promiscuous: true,
+                promiscuous: Some(true),
                 ..LinkChange::default()
             },
         )?;
