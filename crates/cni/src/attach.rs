@@ -7,12 +7,14 @@
 //! plugin is a process for one attachment.
 
 use podspan_kernel::{
-    Errno, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions, RouteProtocol,
-    VethEnd, VethPair, sysctl,
+    Errno, IfName, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions,
+    RouteProtocol, VethEnd, VethPair, sysctl,
 };
 use serde_json::Map;
 
 use crate::addresses::{AddressStore, Addresses, PodAddress};
+use crate::attachment::IfbMaker;
+use crate::bandwidth::{Place, ensure_limits};
 use crate::bridge::ensure_bridge;
 use crate::detach::detach;
 use crate::error::Error;
@@ -151,6 +153,7 @@ impl NewAttachment<'_> {
             },
         )?;
 
+        let ifb = self.ensure_limits(host, &host_veth, &alias)?;
         if self.conf.masquerade {
             masquerade(&self.conf.bridge, &alias, &self.addresses.ips())?;
         }
@@ -162,7 +165,28 @@ impl NewAttachment<'_> {
         // The pod's end came up last, so the carrier of the host's end is just on: asking waits until it lets packets
         // through, and the first packet of the pod is not lost.
         let host_link = host.link(&host_veth)?;
-        Ok(self.result(&host_link, pod_mac, routes))
+        let mut result = self.result(&host_link, pod_mac, routes);
+        result.interfaces.extend(ifb.as_ref().map(host_interface));
+        Ok(result)
+    }
+
+    /// Bounds what goes to the pod and comes from it, and tells the ifb device that this took.
+    fn ensure_limits(
+        &self,
+        host: &mut Netlink,
+        host_veth: &IfName,
+        alias: &str,
+    ) -> Result<Option<Link>, Error> {
+        if self.conf.limits.is_none() {
+            return Ok(None);
+        }
+        let id = &self.request.attachment;
+        let place = Place {
+            host_link: &host.link(host_veth)?,
+            ifb: &id.ifb(&self.conf.network, IfbMaker::Attaching),
+            alias,
+        };
+        ensure_limits(host, &self.conf.limits, &place)
     }
 
     /// Inside the pod: link up, addresses, routes.
@@ -308,25 +332,18 @@ impl NewAttachment<'_> {
     }
 
     fn result(&self, host_link: &Link, pod_mac: Mac, routes: Vec<Route>) -> CniResult {
-        let interface = |name: &str, mac: Option<Mac>, mtu, sandbox: String| Interface {
-            name: name.to_owned(),
-            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
-            mtu: Some(mtu),
-            sandbox,
+        let pod_interface = Interface {
+            name: self.request.attachment.ifname.to_string(),
+            mac: pod_mac.to_string(),
+            mtu: Some(host_link.mtu),
+            sandbox: self.request.netns.display().to_string(),
             other: Map::new(),
         };
-        let sandbox = self.request.netns.display().to_string();
-        let pod_veth = self.request.attachment.ifname.as_str();
         CniResult {
             interfaces: vec![
-                interface(
-                    &self.bridge.name,
-                    self.bridge.mac,
-                    self.bridge.mtu,
-                    String::new(),
-                ),
-                interface(&host_link.name, host_link.mac, host_link.mtu, String::new()),
-                interface(pod_veth, Some(pod_mac), host_link.mtu, sandbox),
+                host_interface(&self.bridge),
+                host_interface(host_link),
+                pod_interface,
             ],
             ips: self.addresses.list.iter().map(result_ip).collect(),
             routes: routes.iter().map(result_route).collect(),
@@ -343,6 +360,16 @@ impl NewAttachment<'_> {
 fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
     let [b, c, d, e, f] = rest;
     Mac([first | 0x04, b, c, d, e, f])
+}
+
+/// A link of the node in a result.
+pub(crate) fn host_interface(link: &Link) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: Some(link.mtu),
+        ..Interface::default()
+    }
 }
 
 /// The pod's end in the result's list of interfaces, behind the bridge and the host's end.

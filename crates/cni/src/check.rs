@@ -7,6 +7,8 @@ use podspan_kernel::{Link, Netlink, sysctl};
 
 use crate::addresses::AddressSource;
 use crate::attach::open_pod_netns;
+use crate::attachment::IfbMaker;
+use crate::bandwidth::{self, Place};
 use crate::error::Error;
 use crate::ipam::{Ipam, boot_id};
 use crate::masquerade::missing;
@@ -137,6 +139,16 @@ impl Check<'_> {
                 if link.hairpin { "on" } else { "off" }
             )
         });
+        let place = Place {
+            host_link: &link,
+            ifb: &self
+                .request
+                .attachment
+                .ifb(&conf.network, IfbMaker::Attaching),
+            alias: &alias,
+        };
+        self.deviations
+            .extend(bandwidth::deviations(netlink, &conf.limits, &place)?);
         Ok(())
     }
 

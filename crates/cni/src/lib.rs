@@ -6,6 +6,7 @@
 pub mod addresses;
 pub mod attach;
 pub mod attachment;
+pub mod bandwidth;
 mod bridge;
 pub mod check;
 pub mod delegate;

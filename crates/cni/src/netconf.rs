@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::addresses::{AddressSource, AddressStore};
 use crate::attachment::{AttachmentId, NetworkName};
+use crate::bandwidth::Limits;
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
@@ -78,6 +79,8 @@ pub struct NetConf {
     pub wanted_mac: Option<Mac>,
     /// What the result says of DNS, before what comes with the addresses.
     pub dns: Dns,
+    /// How fast the pod may receive and send.
+    pub limits: Limits,
 }
 
 /// What the bridge is to the pods, each including the one before.
@@ -313,6 +316,7 @@ impl Input {
             wanted_ips: requested.ips,
             wanted_mac: requested.mac,
             dns: requested.dns.or(raw.dns).unwrap_or_default(),
+            limits: Limits::of_runtime(self.keys.get("runtimeConfig"))?,
             addresses,
         })
     }

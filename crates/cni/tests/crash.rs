@@ -83,9 +83,16 @@ fn run_killed(node: &Node, pod: &Pod, conf: &Value, (command, at): (&str, &(Stri
 
 #[test]
 fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
-    for conf in [json!({}), json!({"ipMasq": true})] {
+    for conf in [json!({}), json!({"ipMasq": true}), with_limits()] {
         add_killed_and_then_del(&conf);
     }
+}
+
+/// With an ifb device, which does not go with the host veth.
+fn with_limits() -> Value {
+    let limits = json!({"ingressRate": 8_000_000, "ingressBurst": 800_000,
+                        "egressRate": 8_000_000, "egressBurst": 800_000});
+    json!({"runtimeConfig": {"bandwidth": limits}})
 }
 
 fn add_killed_and_then_del(changes: &Value) {
@@ -120,7 +127,9 @@ fn add_killed_and_then_del(changes: &Value) {
 #[test]
 fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
     let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(json!({"ipMasq": true}));
+    let mut changes = with_limits();
+    changes["ipMasq"] = json!(true);
+    let conf = node.conf(changes);
     node.add("c1", &pod, &conf).expect_ok();
     let points = points(&trace(&node, "DEL", &pod, &conf));
     assert!(
