@@ -20,7 +20,8 @@ use crate::detach::detach;
 use crate::error::Error;
 use crate::ipam::IpamError;
 use crate::masquerade::masquerade;
-use crate::netconf::{Gateway, NetConf};
+use crate::netconf::{Gateway, NetConf, Wiring};
+use crate::point_to_point;
 use crate::request::PodRequest;
 use crate::result::{CniResult, Interface, Ip, result_route};
 
@@ -48,7 +49,13 @@ pub fn attach(
     };
     let attached = addresses.and_then(|mut addresses| {
         addresses.complete_gateways(conf.gateway);
-        let bridge = ensure_bridge(host, conf, &addresses.list)?;
+        let bridge = match conf.wiring {
+            Wiring::Bridge => Some(ensure_bridge(host, conf, &addresses.list)?),
+            Wiring::PointToPoint => {
+                point_to_point::prepare_node(&addresses.list)?;
+                None
+            }
+        };
         NewAttachment {
             conf,
             request,
@@ -114,7 +121,8 @@ pub(crate) fn require_foreign(netns: &Netns, own_is_allowed: bool) -> Result<(),
 struct NewAttachment<'a> {
     conf: &'a NetConf,
     request: &'a PodRequest,
-    bridge: Link,
+    /// None for a point-to-point link.
+    bridge: Option<Link>,
     pod_netns: Netns,
     addresses: Addresses,
 }
@@ -125,7 +133,9 @@ impl NewAttachment<'_> {
         let id = &self.request.attachment;
         let host_veth = id.host_veth(&self.conf.network);
         let alias = id.alias(&self.conf.network)?;
-        let mtu = self.conf.mtu.unwrap_or(self.bridge.mtu);
+        let bridge = self.bridge.as_ref();
+        let of_bridge = bridge.map_or(ETHERNET_MTU, |bridge| bridge.mtu);
+        let mtu = self.conf.mtu.unwrap_or(of_bridge);
         let pod_mac = self.pod_mac();
         host.add_veth(&VethPair {
             host: VethEnd {
@@ -137,17 +147,20 @@ impl NewAttachment<'_> {
                 mac: pod_mac,
             },
             peer_netns: &self.pod_netns,
-            master: Some(self.bridge.index),
+            master: bridge.map(|bridge| bridge.index),
             mtu,
         })
         .map_err(|error| self.name_taken(error))?;
+        if bridge.is_none() {
+            point_to_point::prepare_host_veth(&host_veth, &self.addresses.list)?;
+        }
         host.set_link(
             &host_veth,
             LinkChange {
                 up: true,
                 alias: Some(&alias),
-                hairpin: Some(self.conf.hairpin),
-                isolated: Some(true).filter(|_| self.conf.port_isolation),
+                hairpin: bridge.map(|_| self.conf.hairpin),
+                isolated: bridge.map(|_| true).filter(|_| self.conf.port_isolation),
                 no_link_local: true,
                 ..LinkChange::default()
             },
@@ -155,7 +168,8 @@ impl NewAttachment<'_> {
 
         let ifb = self.ensure_limits(host, &host_veth, &alias)?;
         if self.conf.masquerade {
-            masquerade(&self.conf.bridge, &alias, &self.addresses.ips())?;
+            let way_to_pods = bridge.map_or(&host_veth, |_| &self.conf.bridge);
+            masquerade(way_to_pods, &alias, &self.addresses.ips())?;
         }
 
         let routes = self.routes();
@@ -165,6 +179,9 @@ impl NewAttachment<'_> {
         // The pod's end came up last, so the carrier of the host's end is just on: asking waits until it lets packets
         // through, and the first packet of the pod is not lost.
         let host_link = host.link(&host_veth)?;
+        if bridge.is_none() {
+            point_to_point::ensure_host_side(host, &host_link, &self.addresses.list)?;
+        }
         let mut result = self.result(&host_link, pod_mac, routes);
         result.interfaces.extend(ifb.as_ref().map(host_interface));
         Ok(result)
@@ -225,6 +242,9 @@ impl NewAttachment<'_> {
                 true => pod.ensure_address_after_detection(index, net)?,
                 false => pod.ensure_address(index, net)?,
             }
+        }
+        if self.bridge.is_none() {
+            point_to_point::lead_through_gateways(&mut pod, index, &self.addresses.list)?;
         }
         for route in routes {
             pod.add_route(&Route {
@@ -339,13 +359,19 @@ impl NewAttachment<'_> {
             sandbox: self.request.netns.display().to_string(),
             other: Map::new(),
         };
+        let on_node = self.bridge.iter().chain([host_link]).map(host_interface);
+        let mut interfaces: Vec<_> = on_node.collect();
+        let pod_index = interfaces.len();
+        interfaces.push(pod_interface);
+        let ip = |address: &PodAddress| Ip {
+            address: address.net,
+            gateway: address.gateway,
+            interface: Some(pod_index),
+            other: Map::new(),
+        };
         CniResult {
-            interfaces: vec![
-                host_interface(&self.bridge),
-                host_interface(host_link),
-                pod_interface,
-            ],
-            ips: self.addresses.list.iter().map(result_ip).collect(),
+            interfaces,
+            ips: self.addresses.list.iter().map(ip).collect(),
             routes: routes.iter().map(result_route).collect(),
             dns: match self.conf.dns.is_empty() {
                 true => self.addresses.dns.clone(),
@@ -355,6 +381,9 @@ impl NewAttachment<'_> {
         }
     }
 }
+
+/// The MTU in bytes of a link that nothing says another of.
+const ETHERNET_MTU: u32 = 1500;
 
 /// The host end's MAC address: nobody ever sends to it, but a bridge's ports must not share one with a pod.
 fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
@@ -369,17 +398,5 @@ pub(crate) fn host_interface(link: &Link) -> Interface {
         mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         mtu: Some(link.mtu),
         ..Interface::default()
-    }
-}
-
-/// The pod's end in the result's list of interfaces, behind the bridge and the host's end.
-const POD_INTERFACE: usize = 2;
-
-fn result_ip(address: &PodAddress) -> Ip {
-    Ip {
-        address: address.net,
-        gateway: address.gateway,
-        interface: Some(POD_INTERFACE),
-        other: Map::new(),
     }
 }

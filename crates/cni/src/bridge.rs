@@ -124,7 +124,7 @@ fn remove_other_addresses(
 }
 
 /// The node forwards between its links, in each family that pods have addresses of.
-fn ensure_forwarding(gateways: &[IpNet]) -> Result<(), Error> {
+pub(crate) fn ensure_forwarding(gateways: &[IpNet]) -> Result<(), Error> {
     if gateways.iter().any(|net| net.addr().is_ipv4()) {
         sysctl::ensure("net/ipv4/ip_forward", "1")?;
     }

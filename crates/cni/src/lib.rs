@@ -16,6 +16,7 @@ pub mod ipam;
 pub mod masquerade;
 pub mod netconf;
 pub mod plugin;
+mod point_to_point;
 pub mod program;
 pub mod request;
 pub mod requested;

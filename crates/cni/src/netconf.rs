@@ -51,7 +51,9 @@ pub struct Surroundings {
 pub struct NetConf {
     /// The network.
     pub network: NetworkName,
-    /// The bridge that the pods of this node are on.
+    /// What the host's ends of the pods' links are.
+    pub wiring: Wiring,
+    /// The bridge that the pods of this node are on, where they are on one.
     pub bridge: IfName,
     /// What the bridge is to the pods.
     pub gateway: Gateway,
@@ -81,6 +83,15 @@ pub struct NetConf {
     pub dns: Dns,
     /// How fast the pod may receive and send.
     pub limits: Limits,
+}
+
+/// What the host's end of a pod's link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// A port of a bridge.
+    Bridge,
+    /// The pod's router by itself.
+    PointToPoint,
 }
 
 /// What the bridge is to the pods, each including the one before.
@@ -235,6 +246,28 @@ impl Input {
             .transpose()
     }
 
+    /// The same for a plugin that stands behind another one, and for CHECK.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is absent (T19, T28) or cannot be read.
+    pub fn chained_result(&self) -> Result<CniResult, Error> {
+        self.prev_result()?.ok_or_else(|| {
+            Error::Config(
+                "prevResult is missing; it is the result of the plugins before, and for CHECK that of the ADD".into(),
+            )
+        })
+    }
+
+    /// All keys, as they stand.
+    pub fn keys(&self) -> &Map<String, Value> {
+        &self.keys
+    }
+
+    /// `CNI_ARGS`.
+    pub fn cni_args(&self) -> Option<&str> {
+        self.surroundings.cni_args.as_deref()
+    }
+
     /// `cni.dev/valid-attachments`: what the runtime still knows (GC).
     ///
     /// # Errors
@@ -295,16 +328,24 @@ impl Input {
             .as_deref()
             .filter(|name| !name.is_empty())
             .unwrap_or(self.defaults().bridge);
+        let wiring = match self.surroundings.program {
+            Program::Ptp => Wiring::PointToPoint,
+            _ => Wiring::Bridge,
+        };
         Ok(NetConf {
             network: self.network.clone(),
+            wiring,
             bridge: bridge
                 .parse()
                 .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
-            gateway: gateway(
-                raw.is_gateway,
-                raw.is_default_gateway,
-                self.defaults().gateway,
-            ),
+            gateway: match wiring {
+                Wiring::Bridge => gateway(
+                    raw.is_gateway,
+                    raw.is_default_gateway,
+                    self.defaults().gateway,
+                ),
+                Wiring::PointToPoint => Gateway::Present,
+            },
             mtu: checked_mtu(raw.mtu, &addresses)?,
             hairpin: hairpin(&raw, self.defaults().hairpin)?,
             port_isolation: raw.port_isolation.unwrap_or(false),
