@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 
 use crate::error::Result;
@@ -46,6 +47,17 @@ pub struct Link {
     pub all_multicast: bool,
     /// How many packets may wait to be sent, where the queueing discipline asks the link.
     pub tx_queue_length: u32,
+    /// For a bridge: what it does about VLANs.
+    pub vlans: BridgeVlans,
+}
+
+/// What a bridge does about VLANs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BridgeVlans {
+    /// It heeds them.
+    pub filtered: bool,
+    /// The one that a new port has; 0 is none.
+    pub default: u16,
 }
 
 impl Link {
@@ -391,6 +403,7 @@ fn read_link(message: LinkMessage) -> Link {
         promiscuous: message.header.flags.contains(LinkFlags::Promisc),
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         tx_queue_length: 0,
+        vlans: BridgeVlans::default(),
     };
     for attribute in message.attributes {
         match attribute {
@@ -406,12 +419,25 @@ fn read_link(message: LinkMessage) -> Link {
                 LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                     link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
                 }
+                LinkInfo::Data(InfoData::Bridge(bridge)) => link.vlans = read_vlans(&bridge),
                 _ => {}
             }),
             _ => {}
         }
     }
     link
+}
+
+fn read_vlans(bridge: &[InfoBridge]) -> BridgeVlans {
+    let mut vlans = BridgeVlans::default();
+    for info in bridge {
+        match info {
+            InfoBridge::VlanFiltering(on) => vlans.filtered = *on,
+            InfoBridge::VlanDefaultPvid(number) => vlans.default = *number,
+            _ => {}
+        }
+    }
+    vlans
 }
 
 /// The family that an address belongs to, in the words of the netlink codec.
