@@ -24,6 +24,7 @@ use crate::netconf::{Gateway, NetConf, Wiring};
 use crate::point_to_point;
 use crate::request::PodRequest;
 use crate::result::{CniResult, Interface, Ip, result_route};
+use crate::vlan;
 
 /// Attaches the pod and tells how. `host` is a socket in the node's network namespace, where the caller is; `store` is
 /// where the addresses go back to when something fails.
@@ -151,6 +152,10 @@ impl NewAttachment<'_> {
             mtu,
         })
         .map_err(|error| self.name_taken(error))?;
+        if let Some(bridge) = bridge.filter(|_| !self.conf.vlans.is_none()) {
+            let port = host.link(&host_veth)?.index;
+            vlan::set_port(host, (bridge, port), &self.conf.vlans)?;
+        }
         if bridge.is_none() {
             point_to_point::prepare_host_veth(&host_veth, &self.addresses.list)?;
         }
@@ -168,7 +173,10 @@ impl NewAttachment<'_> {
 
         let ifb = self.ensure_limits(host, &host_veth, &alias)?;
         if self.conf.masquerade {
-            let way_to_pods = bridge.map_or(&host_veth, |_| &self.conf.bridge);
+            let way_to_pods = match bridge {
+                Some(_) => &self.conf.gateway_link()?,
+                None => &host_veth,
+            };
             masquerade(way_to_pods, &alias, &self.addresses.ips())?;
         }
 
@@ -184,6 +192,11 @@ impl NewAttachment<'_> {
         }
         let mut result = self.result(&host_link, pod_mac, routes);
         result.interfaces.extend(ifb.as_ref().map(host_interface));
+        let gateway_link = self.conf.gateway_link()?;
+        if bridge.is_some() && gateway_link != self.conf.bridge {
+            let link = host.find_link(&gateway_link)?;
+            result.interfaces.extend(link.as_ref().map(host_interface));
+        }
         Ok(result)
     }
 
@@ -386,7 +399,7 @@ impl NewAttachment<'_> {
 const ETHERNET_MTU: u32 = 1500;
 
 /// The host end's MAC address: nobody ever sends to it, but a bridge's ports must not share one with a pod.
-fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
+pub(crate) fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
     let [b, c, d, e, f] = rest;
     Mac([first | 0x04, b, c, d, e, f])
 }

@@ -19,6 +19,7 @@ use crate::netconf::{Gateway, NetConf, Wiring};
 use crate::point_to_point;
 use crate::request::PodRequest;
 use crate::result::{CniResult, Ip};
+use crate::vlan;
 
 /// Compares the attachment with the result of its ADD.
 ///
@@ -115,6 +116,10 @@ impl Check<'_> {
                 if let Some(bridge) = self.bridge(netlink)? {
                     let host_veth = self.host_veth(netlink)?;
                     self.port(&bridge, host_veth.as_ref());
+                    if let Some(port) = host_veth.filter(|_| !conf.vlans.is_none()) {
+                        let found = vlan::deviations(netlink, (&bridge, &port), &conf.vlans)?;
+                        self.deviations.extend(found);
+                    }
                 }
             }
             Wiring::PointToPoint => {
@@ -140,7 +145,8 @@ impl Check<'_> {
         };
         self.expect(bridge.up, || format!("bridge {} is down", conf.bridge));
         if conf.gateway >= Gateway::Present {
-            self.gateways(netlink, bridge.index)?;
+            let link = netlink.find_link(&conf.gateway_link()?)?;
+            self.gateways(netlink, link.map_or(0, |link| link.index))?;
         }
         Ok(Some(bridge))
     }
@@ -200,9 +206,9 @@ impl Check<'_> {
             .collect();
         let told: Vec<_> = self.pod_ips().filter_map(|ip| ip.gateway).collect();
         for gateway in &told {
-            let bridge = &self.conf.bridge;
+            let link = self.conf.gateway_link()?;
             self.expect(on_bridge.contains(gateway), || {
-                format!("bridge {bridge} does not have the gateway's address {gateway}")
+                format!("bridge {link} does not have the gateway's address {gateway}")
             });
         }
         self.forwarding(told.into_iter())

@@ -22,3 +22,4 @@ pub mod request;
 pub mod requested;
 pub mod result;
 pub mod version;
+pub mod vlan;

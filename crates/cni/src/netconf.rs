@@ -22,6 +22,7 @@ use crate::program::{Defaults, Program};
 use crate::requested::Requested;
 use crate::result::CniResult;
 use crate::version::Version;
+use crate::vlan::{PortVlans, gateway_link_name};
 
 /// A configuration of which only the outermost is known to be right.
 #[derive(Debug)]
@@ -83,6 +84,22 @@ pub struct NetConf {
     pub dns: Dns,
     /// How fast the pod may receive and send.
     pub limits: Limits,
+    /// The VLANs of the pod's port of the bridge.
+    pub vlans: PortVlans,
+}
+
+impl NetConf {
+    /// The link that has the gateway's address where there is one, and that leads to the pods: the bridge, or in a VLAN one
+    /// of the VLAN's own.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when its name would be too long.
+    pub fn gateway_link(&self) -> Result<IfName, Error> {
+        match self.vlans.access {
+            Some(vlan) => gateway_link_name(&self.bridge, vlan),
+            None => Ok(self.bridge.clone()),
+        }
+    }
 }
 
 /// What the host's end of a pod's link is.
@@ -121,12 +138,15 @@ struct Raw {
     enabledad: Option<bool>,
     ip_masq: Option<bool>,
     disable_container_interface: Option<bool>,
+    vlan: Option<i64>,
+    vlan_trunk: Option<Value>,
+    preserve_default_vlan: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
 }
 
 /// Keys of the bridge plugin that this version does not serve: refused where they ask for something (error code 2).
-const NOT_SERVED: [&str; 4] = ["macspoofchk", "preserveDefaultVlan", "vlan", "vlanTrunk"];
+const NOT_SERVED: [&str; 1] = ["macspoofchk"];
 
 /// The least MTU: that of IPv6 (RFC 8200, section 5). IPv4 alone needs 68.
 const MTU_MIN_IPV6: u32 = 1280;
@@ -358,6 +378,11 @@ impl Input {
             wanted_mac: requested.mac,
             dns: requested.dns.or(raw.dns).unwrap_or_default(),
             limits: Limits::of_runtime(self.keys.get("runtimeConfig"))?,
+            vlans: PortVlans::parse(
+                raw.vlan.unwrap_or(0),
+                raw.vlan_trunk.as_ref(),
+                raw.preserve_default_vlan.unwrap_or(false),
+            )?,
             addresses,
         })
     }
