@@ -155,16 +155,17 @@ impl AddressStore {
         network: &NetworkName,
         id: &AttachmentId,
     ) -> Result<Option<Stopped>, Error> {
+        let host_veth = id.host_veth(network);
         match self {
             Self::Own(dir) => {
                 let addresses = Ipam::of_network(dir, network, &boot_id()?)?.find(id)?;
                 if addresses.is_empty() {
                     Ok(None)
                 } else {
-                    masquerade::stop(&addresses)
+                    masquerade::stop(&host_veth, &addresses)
                 }
             }
-            Self::Delegated(_) => masquerade::stop_all_of(&id.alias(network)?),
+            Self::Delegated(_) => masquerade::stop_all_of(&host_veth, &id.alias(network)?),
         }
     }
 

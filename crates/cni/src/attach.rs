@@ -7,20 +7,24 @@
 //! plugin is a process for one attachment.
 
 use podspan_kernel::{
-    Errno, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions, RouteProtocol,
-    VethEnd, VethPair, sysctl,
+    Errno, IfName, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions,
+    RouteProtocol, VethEnd, VethPair, sysctl,
 };
 use serde_json::Map;
 
 use crate::addresses::{AddressStore, Addresses, PodAddress};
+use crate::attachment::IfbMaker;
+use crate::bandwidth::{Place, ensure_limits};
 use crate::bridge::ensure_bridge;
 use crate::detach::detach;
 use crate::error::Error;
 use crate::ipam::IpamError;
 use crate::masquerade::masquerade;
-use crate::netconf::{Gateway, NetConf};
+use crate::netconf::{Gateway, NetConf, Wiring};
+use crate::point_to_point;
 use crate::request::PodRequest;
 use crate::result::{CniResult, Interface, Ip, result_route};
+use crate::vlan;
 
 /// Attaches the pod and tells how. `host` is a socket in the node's network namespace, where the caller is; `store` is
 /// where the addresses go back to when something fails.
@@ -46,7 +50,13 @@ pub fn attach(
     };
     let attached = addresses.and_then(|mut addresses| {
         addresses.complete_gateways(conf.gateway);
-        let bridge = ensure_bridge(host, conf, &addresses.list)?;
+        let bridge = match conf.wiring {
+            Wiring::Bridge => Some(ensure_bridge(host, conf, &addresses.list)?),
+            Wiring::PointToPoint => {
+                point_to_point::prepare_node(&addresses.list)?;
+                None
+            }
+        };
         NewAttachment {
             conf,
             request,
@@ -116,7 +126,8 @@ pub(crate) fn require_foreign(
 struct NewAttachment<'a> {
     conf: &'a NetConf,
     request: &'a PodRequest,
-    bridge: Link,
+    /// None for a point-to-point link.
+    bridge: Option<Link>,
     pod_netns: Netns,
     addresses: Addresses,
 }
@@ -127,7 +138,9 @@ impl NewAttachment<'_> {
         let id = &self.request.attachment;
         let host_veth = id.host_veth(&self.conf.network);
         let alias = id.alias(&self.conf.network)?;
-        let mtu = self.conf.mtu.unwrap_or(self.bridge.mtu);
+        let bridge = self.bridge.as_ref();
+        let of_bridge = bridge.map_or(ETHERNET_MTU, |bridge| bridge.mtu);
+        let mtu = self.conf.mtu.unwrap_or(of_bridge);
         let pod_mac = self.pod_mac();
         host.add_veth(&VethPair {
             host: VethEnd {
@@ -139,24 +152,36 @@ impl NewAttachment<'_> {
                 mac: pod_mac,
             },
             peer_netns: &self.pod_netns,
-            master: Some(self.bridge.index),
+            master: bridge.map(|bridge| bridge.index),
             mtu,
         })
         .map_err(|error| self.name_taken(error))?;
+        if let Some(bridge) = bridge.filter(|_| !self.conf.vlans.is_none()) {
+            let port = host.link(&host_veth)?.index;
+            vlan::set_port(host, (bridge, port), &self.conf.vlans)?;
+        }
+        if bridge.is_none() {
+            point_to_point::prepare_host_veth(&host_veth, &self.addresses.list)?;
+        }
         host.set_link(
             &host_veth,
             LinkChange {
                 up: true,
                 alias: Some(&alias),
-                hairpin: Some(self.conf.hairpin),
-                isolated: Some(true).filter(|_| self.conf.port_isolation),
+                hairpin: bridge.map(|_| self.conf.hairpin),
+                isolated: bridge.map(|_| true).filter(|_| self.conf.port_isolation),
                 no_link_local: true,
                 ..LinkChange::default()
             },
         )?;
 
+        let ifb = self.ensure_limits(host, &host_veth, &alias)?;
         if self.conf.masquerade {
-            masquerade(&self.conf.bridge, &alias, &self.addresses.ips())?;
+            let way_to_pods = match bridge {
+                Some(_) => &self.conf.gateway_link()?,
+                None => &host_veth,
+            };
+            masquerade(way_to_pods, &alias, &self.addresses.ips())?;
         }
 
         let routes = self.routes();
@@ -166,7 +191,36 @@ impl NewAttachment<'_> {
         // The pod's end came up last, so the carrier of the host's end is just on: asking waits until it lets packets
         // through, and the first packet of the pod is not lost.
         let host_link = host.link(&host_veth)?;
-        Ok(self.result(&host_link, pod_mac, routes))
+        if bridge.is_none() {
+            point_to_point::ensure_host_side(host, &host_link, &self.addresses.list)?;
+        }
+        let mut result = self.result(&host_link, pod_mac, routes);
+        result.interfaces.extend(ifb.as_ref().map(host_interface));
+        let gateway_link = self.conf.gateway_link()?;
+        if bridge.is_some() && gateway_link != self.conf.bridge {
+            let link = host.find_link(&gateway_link)?;
+            result.interfaces.extend(link.as_ref().map(host_interface));
+        }
+        Ok(result)
+    }
+
+    /// Bounds what goes to the pod and comes from it, and tells the ifb device that this took.
+    fn ensure_limits(
+        &self,
+        host: &mut Netlink,
+        host_veth: &IfName,
+        alias: &str,
+    ) -> Result<Option<Link>, Error> {
+        if self.conf.limits.is_none() {
+            return Ok(None);
+        }
+        let id = &self.request.attachment;
+        let place = Place {
+            host_link: &host.link(host_veth)?,
+            ifb: &id.ifb(&self.conf.network, IfbMaker::Attaching),
+            alias,
+        };
+        ensure_limits(host, &self.conf.limits, &place)
     }
 
     /// Inside the pod: link up, addresses, routes.
@@ -205,6 +259,9 @@ impl NewAttachment<'_> {
                 true => pod.ensure_address_after_detection(index, net)?,
                 false => pod.ensure_address(index, net)?,
             }
+        }
+        if self.bridge.is_none() {
+            point_to_point::lead_through_gateways(&mut pod, index, &self.addresses.list)?;
         }
         // Another network may have brought a default route: as after the reference plugins, both stand.
         for route in routes {
@@ -313,27 +370,26 @@ impl NewAttachment<'_> {
     }
 
     fn result(&self, host_link: &Link, pod_mac: Mac, routes: Vec<Route>) -> CniResult {
-        let interface = |name: &str, mac: Option<Mac>, mtu, sandbox: String| Interface {
-            name: name.to_owned(),
-            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
-            mtu: Some(mtu),
-            sandbox,
+        let pod_interface = Interface {
+            name: self.request.attachment.ifname.to_string(),
+            mac: pod_mac.to_string(),
+            mtu: Some(host_link.mtu),
+            sandbox: self.request.netns.display().to_string(),
             other: Map::new(),
         };
-        let sandbox = self.request.netns.display().to_string();
-        let pod_veth = self.request.attachment.ifname.as_str();
+        let on_node = self.bridge.iter().chain([host_link]).map(host_interface);
+        let mut interfaces: Vec<_> = on_node.collect();
+        let pod_index = interfaces.len();
+        interfaces.push(pod_interface);
+        let ip = |address: &PodAddress| Ip {
+            address: address.net,
+            gateway: address.gateway,
+            interface: Some(pod_index),
+            other: Map::new(),
+        };
         CniResult {
-            interfaces: vec![
-                interface(
-                    &self.bridge.name,
-                    self.bridge.mac,
-                    self.bridge.mtu,
-                    String::new(),
-                ),
-                interface(&host_link.name, host_link.mac, host_link.mtu, String::new()),
-                interface(pod_veth, Some(pod_mac), host_link.mtu, sandbox),
-            ],
-            ips: self.addresses.list.iter().map(result_ip).collect(),
+            interfaces,
+            ips: self.addresses.list.iter().map(ip).collect(),
             routes: routes.iter().map(result_route).collect(),
             dns: match self.conf.dns.is_empty() {
                 true => self.addresses.dns.clone(),
@@ -344,20 +400,21 @@ impl NewAttachment<'_> {
     }
 }
 
+/// The MTU in bytes of a link that nothing says another of.
+const ETHERNET_MTU: u32 = 1500;
+
 /// The host end's MAC address: nobody ever sends to it, but a bridge's ports must not share one with a pod.
-fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
+pub(crate) fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
     let [b, c, d, e, f] = rest;
     Mac([first | 0x04, b, c, d, e, f])
 }
 
-/// The pod's end in the result's list of interfaces, behind the bridge and the host's end.
-const POD_INTERFACE: usize = 2;
-
-fn result_ip(address: &PodAddress) -> Ip {
-    Ip {
-        address: address.net,
-        gateway: address.gateway,
-        interface: Some(POD_INTERFACE),
-        other: Map::new(),
+/// A link of the node in a result.
+pub(crate) fn host_interface(link: &Link) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: Some(link.mtu),
+        ..Interface::default()
     }
 }

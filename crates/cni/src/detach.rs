@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use podspan_kernel::{Link, Netlink};
 
 use crate::addresses::AddressStore;
-use crate::attachment::{AttachmentId, NetworkName};
+use crate::attachment::{AttachmentId, IfbMaker, NetworkName};
+use crate::bandwidth::{collect_ifbs, remove_ifb};
 use crate::error::Error;
 use crate::ipam::{Ipam, boot_id};
 
@@ -24,8 +25,10 @@ pub fn detach(
     store: &AddressStore,
 ) -> Result<(), Error> {
     let stopped = store.stop_masquerading(network, id);
+    // It does not go with the host veth, and GC finds the way here by either.
+    let freed = remove_ifb(netlink, (network, id), IfbMaker::Attaching);
     let removed = remove_host_veth(netlink, network, id);
-    let mut errors: Vec<_> = [stopped.err(), removed.err()]
+    let mut errors: Vec<_> = [stopped.err(), freed.err(), removed.err()]
         .into_iter()
         .flatten()
         .collect();
@@ -69,6 +72,8 @@ pub fn collect_garbage(
             keep.insert(id);
         }
     }
+    let ifbs = collect_ifbs(&mut netlink, (network, IfbMaker::Attaching), &keep);
+    errors.extend(ifbs.err());
     let freed = match store {
         // What is left has no owner: damage.
         AddressStore::Own(dir) => boot_id()
@@ -80,7 +85,7 @@ pub fn collect_garbage(
     Error::from_all(errors)
 }
 
-/// The attachments of the network that have a host veth, by their aliases.
+/// The attachments of the network that have a link, by their aliases.
 fn attachments(
     netlink: &mut Netlink,
     network: &NetworkName,
@@ -110,6 +115,5 @@ fn remove_host_veth(
 
 /// By its alias, or, when a kill came before the alias was set, by the name alone, which nobody else forms.
 fn is_host_veth(link: &Link, network: &NetworkName, id: &AttachmentId) -> bool {
-    let named = link.alias.as_deref().map(AttachmentId::from_alias);
-    link.is_veth() && named.is_none_or(|named| named == Some((network.clone(), id.clone())))
+    link.is_veth() && id.may_own(link, network)
 }

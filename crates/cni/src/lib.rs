@@ -6,6 +6,7 @@
 pub mod addresses;
 pub mod attach;
 pub mod attachment;
+pub mod bandwidth;
 mod bridge;
 pub mod check;
 pub mod delegate;
@@ -15,8 +16,10 @@ pub mod ipam;
 pub mod masquerade;
 pub mod netconf;
 pub mod plugin;
+mod point_to_point;
 pub mod program;
 pub mod request;
 pub mod requested;
 pub mod result;
 pub mod version;
+pub mod vlan;

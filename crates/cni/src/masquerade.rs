@@ -33,7 +33,8 @@ const POSTROUTING: Chain<'static> = Chain::hooked(
     Base::nat(Hook::Postrouting, priority::SRCNAT),
 );
 
-/// Masquerades these addresses of an attachment on that bridge, from the next connection on. `owner` is the attachment's
+/// Masquerades these addresses of an attachment on that bridge, from the next connection on. Where there is no bridge, it
+/// is the host veth, which leads to this pod. `owner` is the attachment's
 /// alias, for people and for [`stop_all_of`].
 ///
 /// # Errors
@@ -65,12 +66,14 @@ pub struct Stopped {
     _socket: Nft,
 }
 
-/// Ends the masquerading of these addresses; that there was none is fine.
+/// Ends the masquerading of these addresses; that there was none is fine. `host_veth` may be what [`masquerade`] was given
+/// for a bridge.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn stop(addresses: &[IpAddr]) -> Result<Option<Stopped>, Error> {
+pub fn stop(host_veth: &IfName, addresses: &[IpAddr]) -> Result<Option<Stopped>, Error> {
     let mut batch = Batch::new();
+    remove_bridge(&mut batch, host_veth);
     for ip in addresses {
         let element = Element::new([(*ip).into()]);
         // Both in one transaction: that it is not there is fine, on kernels without a request for that too.
@@ -92,7 +95,7 @@ pub fn stop(addresses: &[IpAddr]) -> Result<Option<Stopped>, Error> {
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn stop_all_of(owner: &str) -> Result<Option<Stopped>, Error> {
+pub fn stop_all_of(host_veth: &IfName, owner: &str) -> Result<Option<Stopped>, Error> {
     let Some((mut nft, known)) = list()? else {
         return Ok(None);
     };
@@ -109,6 +112,7 @@ pub fn stop_all_of(owner: &str) -> Result<Option<Stopped>, Error> {
         batch.delete_element(set, element);
     }
     if !batch.is_empty() {
+        remove_bridge(&mut batch, host_veth);
         nft.commit(batch)?;
     }
     Ok(Some(Stopped { _socket: nft }))
@@ -166,6 +170,13 @@ fn add_elements(batch: &mut Batch, (bridge, owner): (&IfName, &str), addresses: 
             &Element::new([(*ip).into()]).comment(comment(owner)),
         );
     }
+}
+
+/// Both in one transaction, as in [`stop`].
+fn remove_bridge(batch: &mut Batch, name: &IfName) {
+    let element = Element::new([Value::IfName(name.clone())]);
+    batch.add_element(&BRIDGES, &element);
+    batch.delete_element(&BRIDGES, &element);
 }
 
 fn add_skeleton(batch: &mut Batch) {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::addresses::{AddressSource, AddressStore};
 use crate::attachment::{AttachmentId, NetworkName};
+use crate::bandwidth::Limits;
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
@@ -21,6 +22,7 @@ use crate::program::{Defaults, Program};
 use crate::requested::Requested;
 use crate::result::CniResult;
 use crate::version::Version;
+use crate::vlan::{PortVlans, gateway_link_name};
 
 /// A configuration of which only the outermost is known to be right.
 #[derive(Debug)]
@@ -50,7 +52,9 @@ pub struct Surroundings {
 pub struct NetConf {
     /// The network.
     pub network: NetworkName,
-    /// The bridge that the pods of this node are on.
+    /// What the host's ends of the pods' links are.
+    pub wiring: Wiring,
+    /// The bridge that the pods of this node are on, where they are on one.
     pub bridge: IfName,
     /// What the bridge is to the pods.
     pub gateway: Gateway,
@@ -78,6 +82,33 @@ pub struct NetConf {
     pub wanted_mac: Option<Mac>,
     /// What the result says of DNS, before what comes with the addresses.
     pub dns: Dns,
+    /// How fast the pod may receive and send.
+    pub limits: Limits,
+    /// The VLANs of the pod's port of the bridge.
+    pub vlans: PortVlans,
+}
+
+impl NetConf {
+    /// The link that has the gateway's address where there is one, and that leads to the pods: the bridge, or in a VLAN one
+    /// of the VLAN's own.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when its name would be too long.
+    pub fn gateway_link(&self) -> Result<IfName, Error> {
+        match self.vlans.access {
+            Some(vlan) => gateway_link_name(&self.bridge, vlan),
+            None => Ok(self.bridge.clone()),
+        }
+    }
+}
+
+/// What the host's end of a pod's link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// A port of a bridge.
+    Bridge,
+    /// The pod's router by itself.
+    PointToPoint,
 }
 
 /// What the bridge is to the pods, each including the one before.
@@ -107,12 +138,15 @@ struct Raw {
     enabledad: Option<bool>,
     ip_masq: Option<bool>,
     disable_container_interface: Option<bool>,
+    vlan: Option<i64>,
+    vlan_trunk: Option<Value>,
+    preserve_default_vlan: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
 }
 
 /// Keys of the bridge plugin that this version does not serve: refused where they ask for something (error code 2).
-const NOT_SERVED: [&str; 4] = ["macspoofchk", "preserveDefaultVlan", "vlan", "vlanTrunk"];
+const NOT_SERVED: [&str; 1] = ["macspoofchk"];
 
 /// The least MTU: that of IPv6 (RFC 8200, section 5). IPv4 alone needs 68.
 const MTU_MIN_IPV6: u32 = 1280;
@@ -232,6 +266,28 @@ impl Input {
             .transpose()
     }
 
+    /// The same for a plugin that stands behind another one, and for CHECK.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is absent (T19, T28) or cannot be read.
+    pub fn chained_result(&self) -> Result<CniResult, Error> {
+        self.prev_result()?.ok_or_else(|| {
+            Error::Config(
+                "prevResult is missing; it is the result of the plugins before, and for CHECK that of the ADD".into(),
+            )
+        })
+    }
+
+    /// All keys, as they stand.
+    pub fn keys(&self) -> &Map<String, Value> {
+        &self.keys
+    }
+
+    /// `CNI_ARGS`.
+    pub fn cni_args(&self) -> Option<&str> {
+        self.surroundings.cni_args.as_deref()
+    }
+
     /// `cni.dev/valid-attachments`: what the runtime still knows (GC).
     ///
     /// # Errors
@@ -292,16 +348,24 @@ impl Input {
             .as_deref()
             .filter(|name| !name.is_empty())
             .unwrap_or(self.defaults().bridge);
+        let wiring = match self.surroundings.program {
+            Program::Ptp => Wiring::PointToPoint,
+            _ => Wiring::Bridge,
+        };
         Ok(NetConf {
             network: self.network.clone(),
+            wiring,
             bridge: bridge
                 .parse()
                 .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
-            gateway: gateway(
-                raw.is_gateway,
-                raw.is_default_gateway,
-                self.defaults().gateway,
-            ),
+            gateway: match wiring {
+                Wiring::Bridge => gateway(
+                    raw.is_gateway,
+                    raw.is_default_gateway,
+                    self.defaults().gateway,
+                ),
+                Wiring::PointToPoint => Gateway::Present,
+            },
             mtu: checked_mtu(raw.mtu, &addresses)?,
             hairpin: hairpin(&raw, self.defaults().hairpin)?,
             port_isolation: raw.port_isolation.unwrap_or(false),
@@ -313,6 +377,12 @@ impl Input {
             wanted_ips: requested.ips,
             wanted_mac: requested.mac,
             dns: requested.dns.or(raw.dns).unwrap_or_default(),
+            limits: Limits::of_runtime(self.keys.get("runtimeConfig"))?,
+            vlans: PortVlans::parse(
+                raw.vlan.unwrap_or(0),
+                raw.vlan_trunk.as_ref(),
+                raw.preserve_default_vlan.unwrap_or(false),
+            )?,
             addresses,
         })
     }

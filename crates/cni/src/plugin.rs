@@ -12,7 +12,9 @@ use crate::check::check;
 use crate::detach::{collect_garbage, detach};
 use crate::error::Error;
 use crate::netconf::{Input, Surroundings};
-use crate::program::{Program, serve_host_local, serve_loopback};
+use crate::program::{
+    Program, serve_bandwidth, serve_host_local, serve_loopback, serve_static, serve_tuning,
+};
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
 use crate::version::Version;
@@ -55,12 +57,22 @@ pub fn serve<I: Read, O: Write>(
     let outcome = match require_version(&request, &input) {
         Err(error) => Err(error),
         Ok(()) => match program {
-            Program::Podspan | Program::Bridge => serve_bridge(&request, &input, &mut streams),
+            Program::Podspan | Program::Bridge | Program::Ptp => {
+                serve_bridge(&request, &input, &mut streams)
+            }
             Program::HostLocal => serve_host_local(&request, &input)
                 .and_then(|result| streams.tell(result, input.version))
                 .or_else(|error| undo_host_local(&request, &input, error)),
             Program::Loopback => serve_loopback(&request, &input)
                 .and_then(|result| streams.tell(result, input.version)),
+            Program::Static => serve_static(&request, &input)
+                .and_then(|result| streams.tell(result, input.version)),
+            Program::Bandwidth => serve_bandwidth(&request, &input, |result| {
+                streams.tell(Some(result), input.version)
+            }),
+            Program::Tuning => serve_tuning(&request, &input, |result| {
+                streams.tell(Some(result), input.version)
+            }),
         },
     };
     Some(match outcome {
@@ -170,10 +182,7 @@ fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
 }
 
 fn check_attachment(input: &Input, pod: &PodRequest) -> Result<(), Error> {
-    let added = input.prev_result()?.ok_or_else(|| {
-        Error::Config("prevResult is missing; CHECK needs the result of the ADD".into())
-    })?;
-    check(&input.netconf()?, pod, &added)
+    check(&input.netconf()?, pod, &input.chained_result()?)
 }
 
 fn gc(input: &Input) -> Result<(), Error> {

@@ -76,6 +76,14 @@ impl Netns {
         Ok((mine.st_dev, mine.st_ino) == (others.st_dev, others.st_ino))
     }
 
+    /// Its number, which no other namespace of the machine has while it lives.
+    ///
+    /// # Errors
+    /// What `fstat` answered.
+    pub fn number(&self) -> Result<u64> {
+        Ok(self.stat()?.st_ino)
+    }
+
     fn stat(&self) -> Result<Stat> {
         fstat(&self.file).map_err(|errno| self.error("stat", errno))
     }

@@ -47,7 +47,14 @@ struct Plugin<'a> {
     bridge: &'a str,
     is_default_gateway: bool,
     mtu: u32,
+    capabilities: Capabilities,
     ipam: Ipam,
+}
+
+/// What the runtime may put into `runtimeConfig`.
+#[derive(Serialize)]
+struct Capabilities {
+    bandwidth: bool,
 }
 
 #[derive(Serialize)]
@@ -84,6 +91,7 @@ pub fn text(
             bridge: bridge.as_str(),
             is_default_gateway: true,
             mtu,
+            capabilities: Capabilities { bandwidth: true },
             ipam: Ipam {
                 ranges: ranges.collect(),
             },
@@ -208,6 +216,7 @@ mod tests {
                 "bridge": "podspan0",
                 "isDefaultGateway": true,
                 "mtu": 1450,
+                "capabilities": {"bandwidth": true},
                 "ipam": {"ranges": [
                     [{"subnet": "10.244.1.0/24"}],
                     [{"subnet": "fd00:10:244:1::/64"}],
