@@ -127,7 +127,7 @@ fn remove(
 /// The node's end of the pair whose other end is the pod's interface. Enters the pod's namespace for good.
 fn host_end(host: &mut Netlink, pod: &PodRequest, before: &CniResult) -> Result<Link, Error> {
     let ifname = &pod.attachment.ifname;
-    open_pod_netns(pod)?.enter()?;
+    open_pod_netns(pod, host)?.enter()?;
     let inside = Netlink::open()?.link(ifname)?;
     let wrong = |what: &str| {
         Error::Config(format!(

@@ -49,7 +49,7 @@ fn add(
     let sysctls = conf.sysctls(&pod.attachment.ifname)?;
     let backups = Backups::of(input)?;
 
-    let netns = open_pod_netns(pod)?;
+    let netns = open_pod_netns(pod, &Netlink::open()?)?;
     netns.enter()?;
     let mut netlink = Netlink::open()?;
     let link = netlink.link(&pod.attachment.ifname)?;
@@ -137,7 +137,7 @@ fn del(pod: &PodRequest<Option<std::path::PathBuf>>, input: &Input) -> Result<()
     };
     let netns = pod.netns.as_ref().and_then(|path| Netns::open(path).ok());
     if let Some(netns) = netns {
-        require_foreign(&netns, pod.own_netns_allowed)?;
+        require_foreign(&netns, &Netlink::open()?, pod.own_netns_allowed)?;
         if backup.is_of(netns.number()?) {
             netns.enter()?;
             let mut netlink = Netlink::open()?;
@@ -152,7 +152,7 @@ fn del(pod: &PodRequest<Option<std::path::PathBuf>>, input: &Input) -> Result<()
 fn check(pod: &PodRequest, input: &Input) -> Result<(), Error> {
     let (conf, _) = (TuningConf::parse(input)?, input.chained_result()?);
     let sysctls = conf.sysctls(&pod.attachment.ifname)?;
-    open_pod_netns(pod)?.enter()?;
+    open_pod_netns(pod, &Netlink::open()?)?.enter()?;
     let link = Netlink::open()?.link(&pod.attachment.ifname)?;
     let mut deviations = Vec::new();
     for (key, wanted) in &sysctls {
