@@ -9,22 +9,25 @@
 use std::net::IpAddr;
 
 use podspan_kernel::{
-    Errno, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions, RouteProtocol,
-    VethEnd, VethPair, sysctl,
+    Errno, IfName, Link, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions,
+    RouteProtocol, VethEnd, VethPair, sysctl,
 };
 use serde_json::Map;
 
 use crate::addresses::{AddressStore, Addresses, PodAddress};
-use crate::attachment::AttachmentId;
+use crate::attachment::{AttachmentId, IfbMaker};
+use crate::bandwidth::{Place, ensure_limits};
 use crate::bridge::ensure_bridge;
 use crate::detach::detach;
 use crate::error::Error;
 use crate::filter::{Guard, HostPorts, Wanted, lead_to};
 use crate::host::Host;
 use crate::ipam::IpamError;
-use crate::netconf::{Gateway, NetConf, Spoofing};
+use crate::netconf::{Gateway, NetConf, Spoofing, Wiring};
+use crate::point_to_point;
 use crate::request::PodRequest;
 use crate::result::{CniResult, Interface, Ip, result_route};
+use crate::vlan;
 
 /// Attaches the pod and tells how. `host` is the node, in whose network namespace the caller is; `store` is
 /// where the addresses go back to when something fails.
@@ -37,7 +40,7 @@ pub fn attach(
     store: &AddressStore,
     request: &PodRequest,
 ) -> Result<CniResult, Error> {
-    let pod_netns = open_pod_netns(request)?;
+    let pod_netns = open_pod_netns(request, host)?;
     require_new(host, conf, request)?;
 
     let addresses = match conf
@@ -50,7 +53,13 @@ pub fn attach(
     };
     let attached = addresses.and_then(|mut addresses| {
         addresses.complete_gateways(conf.gateway);
-        let bridge = ensure_bridge(host, conf, &addresses.list)?;
+        let bridge = match conf.wiring {
+            Wiring::Bridge => Some(ensure_bridge(host, conf, &addresses.list)?),
+            Wiring::PointToPoint => {
+                point_to_point::prepare_node(&addresses.list)?;
+                None
+            }
+        };
         NewAttachment {
             conf,
             request,
@@ -86,7 +95,7 @@ fn require_new(host: &mut Netlink, conf: &NetConf, request: &PodRequest) -> Resu
 ///
 /// # Errors
 /// [`Error::OwnNetns`]; [`Error::Environment`] when there is no namespace at the path.
-pub(crate) fn open_pod_netns(request: &PodRequest) -> Result<Netns, Error> {
+pub(crate) fn open_pod_netns(request: &PodRequest, host: &Netlink) -> Result<Netns, Error> {
     let netns = Netns::open(&request.netns).map_err(|error| match error.errno() {
         Errno::NOENT | Errno::INVAL => Error::Environment(format!(
             "CNI_NETNS is {}, where there is no network namespace: {error}",
@@ -94,16 +103,20 @@ pub(crate) fn open_pod_netns(request: &PodRequest) -> Result<Netns, Error> {
         )),
         _ => error.into(),
     })?;
-    require_foreign(&netns, request.own_netns_allowed)?;
+    require_foreign(&netns, host, request.own_netns_allowed)?;
     Ok(netns)
 }
 
-/// That the namespace is not the one that the plugin itself is in, unless that is allowed (`CNI_NETNS_OVERRIDE`).
+/// That the namespace is not the node's, which `host` is a socket in, unless that is allowed (`CNI_NETNS_OVERRIDE`).
 ///
 /// # Errors
 /// [`Error::OwnNetns`].
-pub(crate) fn require_foreign(netns: &Netns, own_is_allowed: bool) -> Result<(), Error> {
-    if own_is_allowed || !netns.is_same(&Netns::current()?)? {
+pub(crate) fn require_foreign(
+    netns: &Netns,
+    host: &Netlink,
+    own_is_allowed: bool,
+) -> Result<(), Error> {
+    if own_is_allowed || !netns.is_same(&host.netns()?)? {
         return Ok(());
     }
     Err(Error::OwnNetns(format!(
@@ -116,7 +129,8 @@ pub(crate) fn require_foreign(netns: &Netns, own_is_allowed: bool) -> Result<(),
 struct NewAttachment<'a> {
     conf: &'a NetConf,
     request: &'a PodRequest,
-    bridge: Link,
+    /// None for a point-to-point link.
+    bridge: Option<Link>,
     pod_netns: Netns,
     addresses: Addresses,
 }
@@ -128,7 +142,9 @@ impl NewAttachment<'_> {
         let host_veth = id.host_veth(&self.conf.network);
         let alias = id.alias(&self.conf.network)?;
         let filtering = filtering(self.conf, id, &self.addresses.ips())?;
-        let mtu = self.conf.mtu.unwrap_or(self.bridge.mtu);
+        let bridge = self.bridge.as_ref();
+        let of_bridge = bridge.map_or(ETHERNET_MTU, |bridge| bridge.mtu);
+        let mtu = self.conf.mtu.unwrap_or(of_bridge);
         let pod_mac = pod_mac(self.conf, id, &self.addresses.ips());
         host.add_veth(&VethPair {
             host: VethEnd {
@@ -140,25 +156,33 @@ impl NewAttachment<'_> {
                 mac: pod_mac,
             },
             peer_netns: &self.pod_netns,
-            master: Some(self.bridge.index),
+            master: bridge.map(|bridge| bridge.index),
             mtu,
         })
         .map_err(|error| self.name_taken(error))?;
         // Before the link is up, so that the pod's first packet meets it; and behind its making, by which others see that
         // who has these host ports lives.
         host.ensure_filtering(&filtering)?;
+        if let Some(bridge) = bridge.filter(|_| !self.conf.vlans.is_none()) {
+            let port = host.link(&host_veth)?.index;
+            vlan::set_port(host, (bridge, port), &self.conf.vlans)?;
+        }
+        if bridge.is_none() {
+            point_to_point::prepare_host_veth(&host_veth, &self.addresses.list)?;
+        }
         host.set_link(
             &host_veth,
             LinkChange {
                 up: true,
                 alias: Some(&alias),
-                hairpin: Some(self.conf.hairpin),
-                isolated: Some(true).filter(|_| self.conf.port_isolation),
+                hairpin: bridge.map(|_| self.conf.hairpin),
+                isolated: bridge.map(|_| true).filter(|_| self.conf.port_isolation),
                 no_link_local: true,
                 ..LinkChange::default()
             },
         )?;
 
+        let ifb = self.ensure_limits(host, &host_veth, &alias)?;
         let routes = self.routes();
         self.pod_netns.enter()?;
         self.configure_pod(&routes)?;
@@ -166,7 +190,36 @@ impl NewAttachment<'_> {
         // The pod's end came up last, so the carrier of the host's end is just on: asking waits until it lets packets
         // through, and the first packet of the pod is not lost.
         let host_link = host.link(&host_veth)?;
-        Ok(self.result(&host_link, pod_mac, routes))
+        if bridge.is_none() {
+            point_to_point::ensure_host_side(host, &host_link, &self.addresses.list)?;
+        }
+        let mut result = self.result(&host_link, pod_mac, routes);
+        result.interfaces.extend(ifb.as_ref().map(host_interface));
+        let gateway_link = self.conf.gateway_link()?;
+        if bridge.is_some() && gateway_link != self.conf.bridge {
+            let link = host.find_link(&gateway_link)?;
+            result.interfaces.extend(link.as_ref().map(host_interface));
+        }
+        Ok(result)
+    }
+
+    /// Bounds what goes to the pod and comes from it, and tells the ifb device that this took.
+    fn ensure_limits(
+        &self,
+        host: &mut Netlink,
+        host_veth: &IfName,
+        alias: &str,
+    ) -> Result<Option<Link>, Error> {
+        if self.conf.limits.is_none() {
+            return Ok(None);
+        }
+        let id = &self.request.attachment;
+        let place = Place {
+            host_link: &host.link(host_veth)?,
+            ifb: &id.ifb(&self.conf.network, IfbMaker::Attaching),
+            alias,
+        };
+        ensure_limits(host, &self.conf.limits, &place)
     }
 
     /// Inside the pod: link up, addresses, routes.
@@ -178,7 +231,7 @@ impl NewAttachment<'_> {
             sysctl::write(&format!("net/ipv4/conf/{ifname}/arp_notify"), "1")?;
         }
         let mut pod = Netlink::open()?;
-        let index = pod.link(ifname)?.index;
+        let index = pod.link_index(ifname)?;
         if self.conf.interface_down {
             return Ok(());
         }
@@ -206,8 +259,12 @@ impl NewAttachment<'_> {
                 false => pod.ensure_address(index, net)?,
             }
         }
+        if self.bridge.is_none() {
+            point_to_point::lead_through_gateways(&mut pod, index, &self.addresses.list)?;
+        }
+        // Another network may have brought a default route: as after the reference plugins, both stand.
         for route in routes {
-            pod.add_route(&Route {
+            pod.add_route_beside_others(&Route {
                 link: Some(index),
                 ..route.clone()
             })?;
@@ -297,27 +354,26 @@ impl NewAttachment<'_> {
     }
 
     fn result(&self, host_link: &Link, pod_mac: Mac, routes: Vec<Route>) -> CniResult {
-        let interface = |name: &str, mac: Option<Mac>, mtu, sandbox: String| Interface {
-            name: name.to_owned(),
-            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
-            mtu: Some(mtu),
-            sandbox,
+        let pod_interface = Interface {
+            name: self.request.attachment.ifname.to_string(),
+            mac: pod_mac.to_string(),
+            mtu: Some(host_link.mtu),
+            sandbox: self.request.netns.display().to_string(),
             other: Map::new(),
         };
-        let sandbox = self.request.netns.display().to_string();
-        let pod_veth = self.request.attachment.ifname.as_str();
+        let on_node = self.bridge.iter().chain([host_link]).map(host_interface);
+        let mut interfaces: Vec<_> = on_node.collect();
+        let pod_index = interfaces.len();
+        interfaces.push(pod_interface);
+        let ip = |address: &PodAddress| Ip {
+            address: address.net,
+            gateway: address.gateway,
+            interface: Some(pod_index),
+            other: Map::new(),
+        };
         CniResult {
-            interfaces: vec![
-                interface(
-                    &self.bridge.name,
-                    self.bridge.mac,
-                    self.bridge.mtu,
-                    String::new(),
-                ),
-                interface(&host_link.name, host_link.mac, host_link.mtu, String::new()),
-                interface(pod_veth, Some(pod_mac), host_link.mtu, sandbox),
-            ],
-            ips: self.addresses.list.iter().map(result_ip).collect(),
+            interfaces,
+            ips: self.addresses.list.iter().map(ip).collect(),
             routes: routes.iter().map(result_route).collect(),
             dns: match self.conf.dns.is_empty() {
                 true => self.addresses.dns.clone(),
@@ -328,6 +384,8 @@ impl NewAttachment<'_> {
     }
 }
 
+/// The MTU in bytes of a link that nothing says another of.
+const ETHERNET_MTU: u32 = 1500;
 /// What the node filters for an attachment with these addresses.
 ///
 /// # Errors
@@ -345,8 +403,11 @@ pub(crate) fn filtering(
     Ok(Wanted {
         record: host_veth.clone(),
         owner: id.alias(&conf.network)?,
-        link: Some(host_veth),
-        towards: Some(conf.bridge.clone()),
+        link: Some(host_veth.clone()),
+        towards: Some(match conf.wiring {
+            Wiring::Bridge => conf.gateway_link()?,
+            Wiring::PointToPoint => host_veth.clone(),
+        }),
         masquerade: match conf.masquerade {
             true => ips.to_vec(),
             false => Vec::new(),
@@ -372,19 +433,17 @@ fn pod_mac(conf: &NetConf, id: &AttachmentId, ips: &[IpAddr]) -> Mac {
 }
 
 /// The host end's MAC address: nobody ever sends to it, but a bridge's ports must not share one with a pod.
-fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
+pub(crate) fn host_end(Mac([first, rest @ ..]): Mac) -> Mac {
     let [b, c, d, e, f] = rest;
     Mac([first | 0x04, b, c, d, e, f])
 }
 
-/// The pod's end in the result's list of interfaces, behind the bridge and the host's end.
-const POD_INTERFACE: usize = 2;
-
-fn result_ip(address: &PodAddress) -> Ip {
-    Ip {
-        address: address.net,
-        gateway: address.gateway,
-        interface: Some(POD_INTERFACE),
-        other: Map::new(),
+/// A link of the node in a result.
+pub(crate) fn host_interface(link: &Link) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: Some(link.mtu),
+        ..Interface::default()
     }
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use podspan_kernel::{IfName, Invalid, Mac};
+use podspan_kernel::{IfName, Invalid, Link, Mac};
 
 /// Every alias of a link of ours begins so; a link without it is somebody else's.
 pub const MARK: &str = "podspan:";
@@ -101,6 +101,25 @@ impl AttachmentId {
         name.parse().expect("a prefix and twelve digits")
     }
 
+    /// The name of the ifb device that the pod's packets go through: who made it, 15 bits of a hash of the network, and 50
+    /// of one of the attachment. The network is readable in it for GC, which may find the device without its alias.
+    pub fn ifb(&self, network: &NetworkName, maker: IfbMaker) -> IfName {
+        let attachment = podspan_kernel::hash(&self.parts(network)) >> 14;
+        let name = format!("{}{}", ifb_prefix(network, maker), base32(attachment, 10));
+        #[expect(
+            clippy::expect_used,
+            reason = "15 bytes of letters and digits are always an interface name"
+        )]
+        name.parse().expect("two letters and thirteen digits")
+    }
+
+    /// True for a link that bears the attachment's alias, or none: a kill may have come before it was set. To be asked of
+    /// a link whose name is the attachment's, which nobody else forms.
+    pub fn may_own(&self, link: &Link, network: &NetworkName) -> bool {
+        let named = link.alias.as_deref().map(Self::from_alias);
+        named.is_none_or(|named| named == Some((network.clone(), self.clone())))
+    }
+
     /// The MAC address of a pod without an IP address.
     pub fn mac(&self, network: &NetworkName) -> Mac {
         Mac::of_text(&self.parts(network))
@@ -141,6 +160,35 @@ impl AttachmentId {
         let ifname = parts.next()?.parse().ok()?;
         Some((network, Self { container, ifname }))
     }
+}
+
+/// Which plugin made an ifb device: one attachment may have one of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfbMaker {
+    /// The one that made the host veth.
+    Attaching,
+    /// The one called `bandwidth`, behind it in the chain.
+    Bandwidth,
+}
+
+/// True for the name of an ifb device of some attachment of the network.
+pub fn is_ifb_of(name: &str, network: &NetworkName, maker: IfbMaker) -> bool {
+    name.len() == 15 && name.starts_with(&ifb_prefix(network, maker))
+}
+
+fn ifb_prefix(network: &NetworkName, maker: IfbMaker) -> String {
+    let letters = match maker {
+        IfbMaker::Attaching => "px",
+        IfbMaker::Bandwidth => "bx",
+    };
+    let hash = podspan_kernel::hash(&[network.as_str()]);
+    format!("{letters}{}", base32(hash >> 32, 3))
+}
+
+/// The lowest digits of a number to the base of 32.
+fn base32(number: u64, digits: u32) -> String {
+    let digit = |place: u32| char::from_digit((number >> (5 * place) & 31) as u32, 32);
+    (0..digits).rev().filter_map(digit).collect()
 }
 
 impl fmt::Display for AttachmentId {
@@ -194,6 +242,26 @@ mod tests {
                 .0
                 .contains("307 bytes")
         );
+    }
+
+    #[test]
+    fn ifb_devices_differ_by_maker_and_attachment_and_tell_their_network() {
+        let (a, b): (NetworkName, NetworkName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let makers = [IfbMaker::Attaching, IfbMaker::Bandwidth];
+        let mut names = std::collections::BTreeSet::new();
+        for (network, maker) in [&a, &b].into_iter().flat_map(|n| makers.map(|m| (n, m))) {
+            for number in 0..1000 {
+                let name = id(&format!("c{number}")).ifb(network, maker);
+                assert_eq!(name.as_str().len(), 15);
+                for (other, by) in [&a, &b].into_iter().flat_map(|n| makers.map(|m| (n, m))) {
+                    let expected = (other, by) == (network, maker);
+                    assert_eq!(is_ifb_of(name.as_str(), other, by), expected, "{name}");
+                }
+                names.insert(name);
+            }
+        }
+        assert_eq!(names.len(), 4000);
+        assert_eq!(base32(0x1f, 3), "00v");
     }
 
     #[test]

@@ -8,10 +8,12 @@ use ipnet::IpNet;
 use podspan_kernel::{Link, LinkChange, Mac, Netlink, Prefix, sysctl};
 
 use crate::addresses::PodAddress;
+use crate::attach::host_end;
 use crate::attachment::BRIDGE_ALIAS;
 use crate::error::Error;
 use crate::ipam::boot_id;
 use crate::netconf::{Gateway, NetConf};
+use crate::vlan;
 
 /// Makes the bridge right for pods with these addresses, and tells what it is.
 ///
@@ -41,17 +43,27 @@ pub fn ensure_bridge(
         netlink.set_link(
             bridge.index,
             LinkChange {
-                promiscuous: true,
+                promiscuous: Some(true),
                 ..LinkChange::default()
             },
         )?;
     }
+    if !conf.vlans.is_none() {
+        vlan::ensure_filtering(netlink, &bridge, &conf.vlans)?;
+    }
+    let gateway = match conf.vlans.access {
+        Some(number) if conf.gateway >= Gateway::Present && !gateways.is_empty() => {
+            let of = (number, conf.vlans.keep_default);
+            vlan::ensure_gateway_link(netlink, (&bridge, host_end(mac)), of)?
+        }
+        _ => bridge.clone(),
+    };
     if conf.force_address {
-        remove_other_addresses(netlink, &bridge, &gateways)?;
+        remove_other_addresses(netlink, &gateway, &gateways)?;
     }
     if conf.gateway >= Gateway::Present {
         for address in &gateways {
-            netlink.ensure_address(bridge.index, *address)?;
+            netlink.ensure_address(gateway.index, *address)?;
         }
         ensure_forwarding(&gateways)?;
     }
@@ -81,9 +93,13 @@ fn complete_bridge(
     found: Option<Link>,
 ) -> Result<Link, Error> {
     if found.is_none() {
-        match netlink.add_bridge(&conf.bridge, mac) {
-            Err(error) if !error.is_exists() => return Err(error.into()),
-            _ => {}
+        let named = (&conf.bridge, mac);
+        match conf.vlans.is_none() {
+            true => match netlink.add_bridge(&conf.bridge, mac) {
+                Err(error) if !error.is_exists() => return Err(error.into()),
+                _ => {}
+            },
+            false => vlan::add_bridge(netlink, named, &conf.vlans)?,
         }
         // A bridge takes router advertisements of its ports for its own otherwise; without IPv6 there is no such key.
         match sysctl::write(&format!("net/ipv6/conf/{}/accept_ra", conf.bridge), "0") {
@@ -108,23 +124,23 @@ fn complete_bridge(
 /// Removes what overlaps with a gateway's subnet and is not the gateway (`forceAddress`).
 fn remove_other_addresses(
     netlink: &mut Netlink,
-    bridge: &Link,
+    holder: &Link,
     gateways: &[IpNet],
 ) -> Result<(), Error> {
     for address in netlink.list_addresses()? {
         let overlaps = |gateway: &IpNet| {
             Prefix::containing(*gateway).overlaps(Prefix::containing(address.net))
         };
-        let is_ours = gateways.contains(&address.net) || address.link != bridge.index;
+        let is_ours = gateways.contains(&address.net) || address.link != holder.index;
         if !is_ours && address.global && gateways.iter().any(overlaps) {
-            netlink.remove_address(bridge.index, address.net)?;
+            netlink.remove_address(holder.index, address.net)?;
         }
     }
     Ok(())
 }
 
 /// The node forwards between its links, in each family that pods have addresses of.
-fn ensure_forwarding(gateways: &[IpNet]) -> Result<(), Error> {
+pub(crate) fn ensure_forwarding(gateways: &[IpNet]) -> Result<(), Error> {
     if gateways.iter().any(|net| net.addr().is_ipv4()) {
         sysctl::ensure("net/ipv4/ip_forward", "1")?;
     }

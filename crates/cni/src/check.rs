@@ -8,13 +8,18 @@ use std::net::IpAddr;
 use podspan_kernel::{Link, Netlink, sysctl};
 
 use crate::addresses::AddressSource;
+use crate::addresses::PodAddress;
 use crate::attach::{filtering, open_pod_netns};
+use crate::attachment::IfbMaker;
+use crate::bandwidth::{self, Place};
 use crate::error::Error;
 use crate::host::Host;
 use crate::ipam::{Ipam, boot_id};
-use crate::netconf::{Gateway, NetConf};
+use crate::netconf::{Gateway, NetConf, Wiring};
+use crate::point_to_point;
 use crate::request::PodRequest;
 use crate::result::{CniResult, Ip};
+use crate::vlan;
 
 /// Compares the attachment with the result of its ADD.
 ///
@@ -27,9 +32,10 @@ pub fn check(conf: &NetConf, request: &PodRequest, added: &CniResult) -> Result<
         added,
         deviations: Vec::new(),
     };
-    let pod_netns = open_pod_netns(request)?;
+    let mut host = Host::open()?;
+    let pod_netns = open_pod_netns(request, &host)?;
     check.allocations()?;
-    check.host_side(&mut Host::open()?)?;
+    check.host_side(&mut host)?;
     pod_netns.enter()?;
     check.pod_side(&mut Netlink::open()?)?;
     if check.deviations.is_empty() {
@@ -111,42 +117,91 @@ impl Check<'_> {
     /// The bridge, its addresses, and the host veth.
     fn host_side(&mut self, netlink: &mut Host) -> Result<(), Error> {
         let conf = self.conf;
+        let wanted = filtering(conf, &self.request.attachment, &self.own_ips())?;
+        self.deviations.extend(netlink.missing_filtering(&wanted)?);
+        match conf.wiring {
+            Wiring::Bridge => {
+                if let Some(bridge) = self.bridge(netlink)? {
+                    let host_veth = self.host_veth(netlink)?;
+                    self.port(&bridge, host_veth.as_ref());
+                    if let Some(port) = host_veth.filter(|_| !conf.vlans.is_none()) {
+                        let found = vlan::deviations(netlink, (&bridge, &port), &conf.vlans)?;
+                        self.deviations.extend(found);
+                    }
+                }
+            }
+            Wiring::PointToPoint => {
+                if let Some(host_veth) = self.host_veth(netlink)? {
+                    let addresses: Vec<_> = self.pod_ips().map(pod_address).collect();
+                    let found = point_to_point::deviations(netlink, &host_veth, &addresses)?;
+                    self.deviations.extend(found);
+                    self.forwarding(addresses.iter().map(|address| address.net.addr()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bridge, where there is one.
+    fn bridge(&mut self, netlink: &mut Netlink) -> Result<Option<Link>, Error> {
+        let conf = self.conf;
         let bridge = netlink.find_link(&conf.bridge)?;
         let Some(bridge) = bridge.filter(Link::is_bridge) else {
             self.deviations
                 .push(format!("bridge {} does not exist", conf.bridge));
-            return Ok(());
+            return Ok(None);
         };
         self.expect(bridge.up, || format!("bridge {} is down", conf.bridge));
-        let wanted = filtering(conf, &self.request.attachment, &self.own_ips())?;
-        self.deviations.extend(netlink.missing_filtering(&wanted)?);
         if conf.gateway >= Gateway::Present {
-            self.gateways(netlink, bridge.index)?;
+            let link = netlink.find_link(&conf.gateway_link()?)?;
+            self.gateways(netlink, link.map_or(0, |link| link.index))?;
         }
+        Ok(Some(bridge))
+    }
+
+    /// The host veth as a port of the bridge.
+    fn port(&mut self, bridge: &Link, host_veth: Option<&Link>) {
+        let Some(link) = host_veth else { return };
+        let (conf, name) = (self.conf, &link.name);
+        self.expect(link.master == Some(bridge.index), || {
+            format!("host veth {name} is not a port of {}", conf.bridge)
+        });
+        self.expect(link.hairpin == conf.hairpin, || {
+            format!(
+                "host veth {name} has hairpin {}",
+                if link.hairpin { "on" } else { "off" }
+            )
+        });
+    }
+
+    /// The host veth and its limits, whatever it is connected to.
+    fn host_veth(&mut self, netlink: &mut Netlink) -> Result<Option<Link>, Error> {
+        let conf = self.conf;
         let host_veth = self.request.attachment.host_veth(&conf.network);
         let Some(link) = netlink.find_link(&host_veth)? else {
             self.deviations
                 .push(format!("host veth {host_veth} does not exist"));
-            return Ok(());
+            return Ok(None);
         };
         let alias = self.request.attachment.alias(&conf.network)?;
         self.expect(link.up, || format!("host veth {host_veth} is down"));
-        self.expect(link.master == Some(bridge.index), || {
-            format!("host veth {host_veth} is not a port of {}", conf.bridge)
-        });
         self.expect(link.alias.as_ref() == Some(&alias), || {
             format!(
                 "host veth {host_veth} has alias {:?}, not {alias:?}",
                 link.alias
             )
         });
-        self.expect(link.hairpin == conf.hairpin, || {
-            format!(
-                "host veth {host_veth} has hairpin {}",
-                if link.hairpin { "on" } else { "off" }
-            )
-        });
-        Ok(())
+        let place = Place {
+            host_link: &link,
+            ifb: &self
+                .request
+                .attachment
+                .ifb(&conf.network, IfbMaker::Attaching),
+            alias: &alias,
+        };
+        self.deviations
+            .extend(bandwidth::deviations(netlink, &conf.limits, &place)?);
+        Ok(Some(link))
     }
 
     /// The bridge is the gateway that the pod was told.
@@ -158,12 +213,22 @@ impl Check<'_> {
             .map(|address| address.net.addr())
             .collect();
         let told: Vec<_> = self.pod_ips().filter_map(|ip| ip.gateway).collect();
-        for gateway in told {
-            let bridge = &self.conf.bridge;
-            self.expect(on_bridge.contains(&gateway), || {
-                format!("bridge {bridge} does not have the gateway's address {gateway}")
+        for gateway in &told {
+            let link = self.conf.gateway_link()?;
+            self.expect(on_bridge.contains(gateway), || {
+                format!("bridge {link} does not have the gateway's address {gateway}")
             });
-            let key = match gateway.is_ipv4() {
+        }
+        self.forwarding(told.into_iter())
+    }
+
+    /// The node forwards packets of the addresses' families.
+    fn forwarding(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
+        let mut families: Vec<_> = addresses.map(|ip| ip.is_ipv4()).collect();
+        families.sort_unstable();
+        families.dedup();
+        for is_ipv4 in families {
+            let key = match is_ipv4 {
                 true => "net/ipv4/ip_forward",
                 false => "net/ipv6/conf/all/forwarding",
             };
@@ -225,5 +290,12 @@ impl Check<'_> {
             });
         }
         Ok(())
+    }
+}
+
+fn pod_address(ip: &Ip) -> PodAddress {
+    PodAddress {
+        net: ip.address,
+        gateway: ip.gateway,
     }
 }

@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use podspan_kernel::Link;
 
 use crate::addresses::AddressStore;
-use crate::attachment::{AttachmentId, NetworkName};
+use crate::attachment::{AttachmentId, IfbMaker, NetworkName};
+use crate::bandwidth::{collect_ifbs, remove_ifb};
 use crate::error::Error;
 use crate::host::Host;
 use crate::ipam::{Ipam, boot_id};
@@ -73,6 +74,8 @@ pub fn collect_garbage(
             keep.insert(id);
         }
     }
+    let ifbs = collect_ifbs(&mut host, (network, IfbMaker::Attaching), &keep);
+    errors.extend(ifbs.err());
     let freed = match store {
         // What is left has no owner: damage.
         AddressStore::Own(dir) => boot_id()
@@ -84,7 +87,7 @@ pub fn collect_garbage(
     Error::from_all(errors)
 }
 
-/// The attachments of the network that have a host veth, by their aliases.
+/// The attachments of the network that have a link, by their aliases.
 fn attachments(host: &mut Host, network: &NetworkName) -> Result<BTreeSet<AttachmentId>, Error> {
     let aliases = host.list_links()?.into_iter().filter_map(|link| link.alias);
     let named = aliases.filter_map(|alias| AttachmentId::from_alias(&alias));
@@ -103,16 +106,23 @@ fn disconnect(host: &mut Host, network: &NetworkName, id: &AttachmentId) -> Vec<
     let found = host.find_link(&host_veth).map_err(Error::from);
     // One of somebody else, who took a name of ours, stays.
     let link = found.map(|link| link.filter(|link| is_host_veth(link, network, id)));
-    if let Ok(Some(link)) = &link {
-        // Where it is not a port any more, or is down, nothing comes through it.
+    if let Ok(Some(
+        link @ Link {
+            master: Some(_), ..
+        },
+    )) = &link
+    {
+        // Where it is down, nothing comes through it.
         let _ = host.shut_port(link.index);
     }
     let filtering = host.remove_filtering(&host_veth);
+    // It does not go with the host veth, and GC finds the way here by either.
+    let freed = remove_ifb(host, (network, id), IfbMaker::Attaching);
     let removed = link.and_then(|link| match link {
         Some(link) => Ok(host.remove_link(link.index)?),
         None => Ok(()),
     });
-    [filtering.err(), removed.err()]
+    [filtering.err(), freed.err(), removed.err()]
         .into_iter()
         .flatten()
         .collect()
@@ -120,6 +130,5 @@ fn disconnect(host: &mut Host, network: &NetworkName, id: &AttachmentId) -> Vec<
 
 /// By its alias, or, when a kill came before the alias was set, by the name alone, which nobody else forms.
 fn is_host_veth(link: &Link, network: &NetworkName, id: &AttachmentId) -> bool {
-    let named = link.alias.as_deref().map(AttachmentId::from_alias);
-    link.is_veth() && named.is_none_or(|named| named == Some((network.clone(), id.clone())))
+    link.is_veth() && id.may_own(link, network)
 }

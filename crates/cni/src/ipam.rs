@@ -21,6 +21,7 @@ pub mod range;
 pub mod resolv_conf;
 pub mod store;
 
+pub(crate) use directory::Directory;
 pub use error::IpamError;
 pub use range::{IpamConfig, IpamRoute, Range, RangeSet, data_dir};
 pub use resolv_conf::Dns;

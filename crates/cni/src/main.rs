@@ -1,26 +1,29 @@
 //! `podspan-cni`: the CNI plugin. The container runtime runs it once for every event of a pod.
+//!
+//! There is no `fn main`: the C library calls [`run`] as soon as it can (`podspan_kernel::start`).
+#![no_main]
 
+use std::ffi::OsString;
 use std::io::{stdin, stdout};
 use std::path::Path;
-use std::process::ExitCode;
 
 use podspan_cni::plugin::{Streams, serve};
 use podspan_cni::program::Program;
 use podspan_cni::program::install::{Foreign, install};
 use podspan_cni::version::Version;
 
-fn main() -> ExitCode {
-    let mut arguments = std::env::args_os();
-    let program = Program::of(arguments.next().as_deref());
-    let arguments: Vec<_> = arguments.collect();
+podspan_kernel::start!(run);
+
+/// True when it did what was asked for.
+fn run(arguments: Vec<OsString>) -> bool {
+    let program = Program::of(arguments.first().map(OsString::as_os_str));
     let streams = Streams {
         input: stdin().lock(),
         output: stdout().lock(),
     };
     match serve(program, |name| std::env::var_os(name), streams) {
-        Some(true) => ExitCode::SUCCESS,
-        Some(false) => ExitCode::FAILURE,
-        None => match arguments.as_slice() {
+        Some(served) => served,
+        None => match arguments.get(1..).unwrap_or_default() {
             [verb, dir] if verb == "install" => install_into(Path::new(dir), Foreign::Keep),
             [verb, force, dir] if verb == "install" && force == "--force" => {
                 install_into(Path::new(dir), Foreign::Replace)
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
     clippy::print_stderr,
     reason = "standard output belongs to the protocol"
 )]
-fn about() -> ExitCode {
+fn about() -> bool {
     let names = Program::REFERENCE.map(|(name, _)| name).join(", ");
     eprintln!(
         "podspan-cni {}: the Podspan CNI plugin",
@@ -49,11 +52,11 @@ fn about() -> ExitCode {
     eprintln!("  podspan add <container> <namespace>");
     eprintln!("To put it there, also in the place of the reference plugins {names}:");
     eprintln!("  podspan-cni install [--force] /opt/cni/bin");
-    ExitCode::SUCCESS
+    true
 }
 
 #[expect(clippy::print_stderr, reason = "a person runs it")]
-fn install_into(dir: &Path, foreign: Foreign) -> ExitCode {
+fn install_into(dir: &Path, foreign: Foreign) -> bool {
     let installed =
         std::env::current_exe().and_then(|executable| install(&executable, dir, foreign));
     match installed {
@@ -67,11 +70,11 @@ fn install_into(dir: &Path, foreign: Foreign) -> ExitCode {
                     path.display()
                 );
             }
-            ExitCode::SUCCESS
+            true
         }
         Err(error) => {
             eprintln!("podspan-cni: install: {error}");
-            ExitCode::FAILURE
+            false
         }
     }
 }

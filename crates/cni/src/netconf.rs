@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::addresses::{AddressSource, AddressStore};
 use crate::attachment::{AttachmentId, NetworkName};
+use crate::bandwidth::Limits;
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
@@ -23,6 +24,7 @@ use crate::program::{Defaults, Program};
 use crate::requested::Requested;
 use crate::result::CniResult;
 use crate::version::Version;
+use crate::vlan::{PortVlans, gateway_link_name};
 
 /// A configuration of which only the outermost is known to be right.
 #[derive(Debug)]
@@ -52,7 +54,9 @@ pub struct Surroundings {
 pub struct NetConf {
     /// The network.
     pub network: NetworkName,
-    /// The bridge that the pods of this node are on.
+    /// What the host's ends of the pods' links are.
+    pub wiring: Wiring,
+    /// The bridge that the pods of this node are on, where they are on one.
     pub bridge: IfName,
     /// What the bridge is to the pods.
     pub gateway: Gateway,
@@ -84,6 +88,33 @@ pub struct NetConf {
     pub wanted_mac: Option<Mac>,
     /// What the result says of DNS, before what comes with the addresses.
     pub dns: Dns,
+    /// How fast the pod may receive and send.
+    pub limits: Limits,
+    /// The VLANs of the pod's port of the bridge.
+    pub vlans: PortVlans,
+}
+
+impl NetConf {
+    /// The link that has the gateway's address where there is one, and that leads to the pods: the bridge, or in a VLAN one
+    /// of the VLAN's own.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when its name would be too long.
+    pub fn gateway_link(&self) -> Result<IfName, Error> {
+        match self.vlans.access {
+            Some(vlan) => gateway_link_name(&self.bridge, vlan),
+            None => Ok(self.bridge.clone()),
+        }
+    }
+}
+
+/// What the host's end of a pod's link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// A port of a bridge.
+    Bridge,
+    /// The pod's router by itself.
+    PointToPoint,
 }
 
 /// What the bridge is to the pods, each including the one before.
@@ -108,7 +139,7 @@ pub enum Spoofing {
     Allowed,
 }
 
-/// The keys as they stand; a key that is not here and not in [`NOT_SERVED`] belongs to somebody else.
+/// The keys as they stand; a key that is not here belongs to somebody else.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
@@ -127,12 +158,12 @@ struct Raw {
     // Written so by the bridge plugin.
     macspoofchk: Option<bool>,
     disable_container_interface: Option<bool>,
+    vlan: Option<i64>,
+    vlan_trunk: Option<Value>,
+    preserve_default_vlan: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
 }
-
-/// Keys of the bridge plugin that this version does not serve: refused where they ask for something (error code 2).
-const NOT_SERVED: [&str; 3] = ["preserveDefaultVlan", "vlan", "vlanTrunk"];
 
 /// The least MTU: that of IPv6 (RFC 8200, section 5). IPv4 alone needs 68.
 const MTU_MIN_IPV6: u32 = 1280;
@@ -252,6 +283,28 @@ impl Input {
             .transpose()
     }
 
+    /// The same for a plugin that stands behind another one, and for CHECK.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is absent (T19, T28) or cannot be read.
+    pub fn chained_result(&self) -> Result<CniResult, Error> {
+        self.prev_result()?.ok_or_else(|| {
+            Error::Config(
+                "prevResult is missing; it is the result of the plugins before, and for CHECK that of the ADD".into(),
+            )
+        })
+    }
+
+    /// All keys, as they stand.
+    pub fn keys(&self) -> &Map<String, Value> {
+        &self.keys
+    }
+
+    /// `CNI_ARGS`.
+    pub fn cni_args(&self) -> Option<&str> {
+        self.surroundings.cni_args.as_deref()
+    }
+
     /// `cni.dev/valid-attachments`: what the runtime still knows (GC).
     ///
     /// # Errors
@@ -313,13 +366,6 @@ impl Input {
     /// # Errors
     /// [`Error::Config`] with key, value and what would be right; [`Error::UnsupportedField`].
     pub fn netconf(&self) -> Result<NetConf, Error> {
-        for key in NOT_SERVED {
-            if let Some(value) = self.keys.get(key).filter(|value| asks_for_something(value)) {
-                return Err(Error::UnsupportedField(format!(
-                    "{key}: {value} is not served by this version"
-                )));
-            }
-        }
         let raw: Raw = self.keys_as()?;
         let requested = self.requested()?;
         let addresses = self.address_source(raw.ipam.as_ref(), requested.ip_ranges.as_ref())?;
@@ -328,29 +374,43 @@ impl Input {
             .as_deref()
             .filter(|name| !name.is_empty())
             .unwrap_or(self.defaults().bridge);
+        let wiring = match self.surroundings.program {
+            Program::Ptp => Wiring::PointToPoint,
+            _ => Wiring::Bridge,
+        };
         Ok(NetConf {
             network: self.network.clone(),
+            wiring,
             bridge: bridge
                 .parse()
                 .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
-            gateway: gateway(
-                raw.is_gateway,
-                raw.is_default_gateway,
-                self.defaults().gateway,
-            ),
+            gateway: match wiring {
+                Wiring::Bridge => gateway(
+                    raw.is_gateway,
+                    raw.is_default_gateway,
+                    self.defaults().gateway,
+                ),
+                Wiring::PointToPoint => Gateway::Present,
+            },
             mtu: checked_mtu(raw.mtu, &addresses)?,
             hairpin: hairpin(&raw, self.defaults().hairpin)?,
             port_isolation: raw.port_isolation.unwrap_or(false),
             promiscuous: raw.promisc_mode.unwrap_or(false),
             force_address: raw.force_address.unwrap_or(false),
             masquerade: raw.ip_masq.unwrap_or(false),
-            spoofing: spoofing(&raw, self.defaults().anti_spoof),
+            spoofing: spoofing(&raw, self.defaults().anti_spoof, wiring)?,
             port_mappings: requested.port_mappings,
             detect_duplicates: raw.enabledad.unwrap_or(false),
             interface_down: interface_down(&raw, &addresses)?,
             wanted_ips: requested.ips,
             wanted_mac: requested.mac,
             dns: requested.dns.or(raw.dns).unwrap_or_default(),
+            limits: Limits::of_runtime(self.keys.get("runtimeConfig"))?,
+            vlans: PortVlans::parse(
+                raw.vlan.unwrap_or(0),
+                raw.vlan_trunk.as_ref(),
+                raw.preserve_default_vlan.unwrap_or(false),
+            )?,
             addresses,
         })
     }
@@ -377,13 +437,21 @@ fn hairpin(raw: &Raw, default: bool) -> Result<bool, Error> {
     }
 }
 
-/// `antiSpoof` includes `macspoofchk`.
-fn spoofing(raw: &Raw, default: bool) -> Spoofing {
-    match (raw.anti_spoof.unwrap_or(default), raw.macspoofchk) {
+/// `antiSpoof` includes `macspoofchk`. Both look at what comes into a bridge.
+fn spoofing(raw: &Raw, default: bool, wiring: Wiring) -> Result<Spoofing, Error> {
+    let macs = raw.macspoofchk.unwrap_or(false);
+    let spoofing = match (raw.anti_spoof.unwrap_or(default), macs) {
         (true, _) => Spoofing::Refused,
-        (false, Some(true)) => Spoofing::RefusedMacs,
-        (false, _) => Spoofing::Allowed,
+        (false, true) => Spoofing::RefusedMacs,
+        (false, false) => Spoofing::Allowed,
+    };
+    if wiring == Wiring::PointToPoint && spoofing != Spoofing::Allowed {
+        let key = if macs { "macspoofchk" } else { "antiSpoof" };
+        return Err(Error::UnsupportedField(format!(
+            "{key}: true is not served for a point-to-point link; it guards the ports of a bridge"
+        )));
     }
+    Ok(spoofing)
 }
 
 fn interface_down(raw: &Raw, addresses: &AddressSource) -> Result<bool, Error> {
@@ -437,18 +505,6 @@ fn checked_mtu(mtu: Option<u32>, addresses: &AddressSource) -> Result<Option<u32
     Err(Error::Config(format!(
         "mtu is {mtu}; it must be from {least} to {MTU_MAX} bytes"
     )))
-}
-
-/// False for the values that ask for nothing: `false`, `0`, an empty text or list, null.
-fn asks_for_something(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(on) => *on,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(keys) => !keys.is_empty(),
-    }
 }
 
 #[cfg(test)]
@@ -537,10 +593,6 @@ mod tests {
         );
         assert!(refused(json!({"mtu": "big"})).starts_with("7 mtu: invalid type: string \"big\""));
         assert!(refused(json!({"bridge": "a b"})).starts_with("7 bridge: interface name \"a b\""));
-        assert_eq!(
-            refused(json!({"vlan": 7})),
-            "2 vlan: 7 is not served by this version"
-        );
         assert!(parse(json!({"ipMasq": false, "vlan": 0, "vlanTrunk": []})).is_ok());
         assert!(refused(json!({"ipam": null})).starts_with("7 ipam is missing"));
         let garbage = Input::parse(b"[1]", around()).unwrap_err();

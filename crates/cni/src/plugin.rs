@@ -14,7 +14,10 @@ use crate::detach::{collect_garbage, detach};
 use crate::error::Error;
 use crate::host::Host;
 use crate::netconf::{Input, Surroundings};
-use crate::program::{Program, serve_host_local, serve_loopback, serve_portmap, undo_portmap};
+use crate::program::{
+    Program, serve_bandwidth, serve_host_local, serve_loopback, serve_portmap, serve_static,
+    serve_tuning, undo_portmap,
+};
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
 use crate::version::Version;
@@ -39,7 +42,8 @@ pub fn serve<I: Read, O: Write>(
         Ok(request) => request?,
         Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
     };
-    let mut bytes = Vec::new();
+    // Room for any usual configuration: it is then read by one call.
+    let mut bytes = Vec::with_capacity(8192);
     if let Err(error) = streams.input.read_to_end(&mut bytes) {
         let error = Error::Io(format!(
             "read the network configuration from standard input: {error}"
@@ -56,7 +60,9 @@ pub fn serve<I: Read, O: Write>(
     let outcome = match require_version(&request, &input) {
         Err(error) => Err(error),
         Ok(()) => match program {
-            Program::Podspan | Program::Bridge => serve_bridge(&request, &input, &mut streams),
+            Program::Podspan | Program::Bridge | Program::Ptp => {
+                serve_bridge(&request, &input, &mut streams)
+            }
             Program::HostLocal => serve_host_local(&request, &input)
                 .and_then(|result| streams.tell(result, input.version))
                 .or_else(|error| {
@@ -69,6 +75,14 @@ pub fn serve<I: Read, O: Write>(
             Program::Portmap => serve_portmap(&request, &input)
                 .and_then(|result| streams.tell(result, input.version))
                 .or_else(|error| undo(&request, error, |id| undo_portmap(&input, id))),
+            Program::Static => serve_static(&request, &input)
+                .and_then(|result| streams.tell(result, input.version)),
+            Program::Bandwidth => serve_bandwidth(&request, &input, |result| {
+                streams.tell(Some(result), input.version)
+            }),
+            Program::Tuning => serve_tuning(&request, &input, |result| {
+                streams.tell(Some(result), input.version)
+            }),
         },
     };
     Some(match outcome {
@@ -174,16 +188,13 @@ fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
     )?;
     // Everything is freed; a path that leads to the node itself is still worth telling (T8).
     match pod.netns.as_ref().map(Netns::open) {
-        Some(Ok(netns)) => require_foreign(&netns, pod.own_netns_allowed),
+        Some(Ok(netns)) => require_foreign(&netns, &host, pod.own_netns_allowed),
         Some(Err(_)) | None => Ok(()),
     }
 }
 
 fn check_attachment(input: &Input, pod: &PodRequest) -> Result<(), Error> {
-    let added = input.prev_result()?.ok_or_else(|| {
-        Error::Config("prevResult is missing; CHECK needs the result of the ADD".into())
-    })?;
-    check(&input.netconf()?, pod, &added)
+    check(&input.netconf()?, pod, &input.chained_result()?)
 }
 
 fn gc(input: &Input) -> Result<(), Error> {

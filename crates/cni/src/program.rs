@@ -6,14 +6,20 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
+mod bandwidth;
+mod fixed;
 mod host_local;
 pub mod install;
 mod loopback;
 mod portmap;
+mod tuning;
 
+pub(crate) use bandwidth::serve_bandwidth;
+pub(crate) use fixed::serve_static;
 pub(crate) use host_local::serve_host_local;
 pub(crate) use loopback::serve_loopback;
 pub(crate) use portmap::{serve_portmap, undo_portmap};
+pub(crate) use tuning::serve_tuning;
 
 /// A plugin that the executable can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +34,14 @@ pub enum Program {
     Loopback,
     /// `portmap`: host ports of a pod that another plugin attached.
     Portmap,
+    /// `ptp`: a veth pair without a bridge.
+    Ptp,
+    /// `static`: the IPAM that gives what the configuration says.
+    Static,
+    /// `bandwidth`: limits on a veth pair that another plugin made.
+    Bandwidth,
+    /// `tuning`: sysctls and attributes of an interface that another plugin made.
+    Tuning,
 }
 
 /// What is meant where a configuration says nothing.
@@ -47,11 +61,15 @@ pub struct Defaults {
 
 impl Program {
     /// All reference plugins whose place it takes.
-    pub const REFERENCE: [(&'static str, Self); 4] = [
+    pub const REFERENCE: [(&'static str, Self); 8] = [
+        ("bandwidth", Self::Bandwidth),
         ("bridge", Self::Bridge),
         ("host-local", Self::HostLocal),
         ("loopback", Self::Loopback),
         ("portmap", Self::Portmap),
+        ("ptp", Self::Ptp),
+        ("static", Self::Static),
+        ("tuning", Self::Tuning),
     ];
 
     /// What an executable of that path is; of any other name it is our own plugin.
@@ -75,7 +93,7 @@ impl Program {
                 anti_spoof: true,
                 data_dir: "/run/podspan/ipam",
             },
-            Self::Bridge | Self::HostLocal | Self::Loopback | Self::Portmap => Defaults {
+            _ => Defaults {
                 bridge: "cni0",
                 gateway: false,
                 hairpin: false,

@@ -80,15 +80,18 @@ impl Requested {
         let mut requested = Self::default();
         let mut unknown = Vec::new();
         let mut ignore_unknown = false;
-        for pair in text.split(';').filter(|pair| !pair.is_empty()) {
-            let (key, value) = match pair.split_once('=') {
-                Some((key, value)) if !value.contains('=') => (key, value),
-                _ => return Err(wrong(format!("{pair:?} is no pair such as IP=10.244.1.7"))),
-            };
+        for (key, value) in cni_args(text)? {
             match key {
-                "IP" => requested
-                    .ips
-                    .push(address(value).map_err(|what| wrong(format!("IP: {what}")))?),
+                // The static plugin takes several, with commas; and the gateway, which is its own affair.
+                "IP" => {
+                    for ip in value.split(',') {
+                        let ip = address(ip.trim());
+                        requested
+                            .ips
+                            .push(ip.map_err(|what| wrong(format!("IP: {what}")))?);
+                    }
+                }
+                "GATEWAY" => {}
                 "MAC" => {
                     requested.mac = Some(
                         value
@@ -141,6 +144,21 @@ impl Requested {
             .or(self.dns.take());
         Ok(())
     }
+}
+
+/// The pairs of `CNI_ARGS`: `K=V;K=V` (T5).
+///
+/// # Errors
+/// [`Error::Environment`] with what is no pair.
+pub(crate) fn cni_args(text: &str) -> Result<Vec<(&str, &str)>, Error> {
+    let pair = |pair| match str::split_once(pair, '=') {
+        Some((key, value)) if !value.contains('=') => Ok((key, value)),
+        _ => Err(Error::Environment(format!(
+            "CNI_ARGS: {pair:?} is no pair such as IP=10.244.1.7"
+        ))),
+    };
+    let pairs = text.split(';').filter(|pair| !pair.is_empty());
+    pairs.map(pair).collect()
 }
 
 impl From<RuntimeDns> for Dns {

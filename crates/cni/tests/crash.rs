@@ -12,25 +12,21 @@
 
 mod harness;
 
-use std::collections::BTreeMap;
+use std::process::Command;
 
-use harness::{Node, Pod, run_raw};
+use harness::kill::{self, points};
+use harness::{Node, Pod};
 use serde_json::{Value, json};
 
 /// The system calls of one run, in order.
 fn trace(node: &Node, command: &str, pod: &Pod, conf: &Value) -> Vec<String> {
-    let file = node.data.path().join("trace");
-    let strace = ["strace", "-f", "-qq", "-o", file.to_str().unwrap()].map(str::to_owned);
-    let mut process = node.command(&strace, command, "c1");
-    let output = run_raw(process.env("CNI_NETNS", pod.path()), conf);
-    assert!(
-        output.status.success(),
-        "{command} under strace: {output:?}"
-    );
-    let text = std::fs::read_to_string(file).unwrap();
-    text.lines()
-        .map(|line| line.split_once(' ').unwrap().1.trim_start().to_owned())
-        .collect()
+    kill::trace(&|strace| of_pod(node, pod, (command, strace)), conf)
+}
+
+fn of_pod(node: &Node, pod: &Pod, (command, strace): (&str, &[String])) -> Command {
+    let mut process = node.command(strace, command, "c1");
+    process.env("CNI_NETNS", pod.path());
+    process
 }
 
 /// The system calls of an ADD that never had to wait for the kernel: those that every ADD makes. The pod is attached then.
@@ -46,39 +42,9 @@ fn trace_add(node: &Node, pod: &Pod, (conf, before): (&Value, &dyn Fn())) -> Vec
     panic!("each of a hundred ADDs had to wait for its IPv6 address");
 }
 
-/// Each system call with its number among those of the same name, as `strace --inject` counts them.
-fn points(trace: &[String]) -> Vec<(String, usize)> {
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    let calls = trace
-        .iter()
-        .filter_map(|line| line.split_once('('))
-        .map(|(name, _)| name);
-    // The first is strace's own exec of the plugin; a kill at the end of the process comes too late to matter.
-    let calls = calls
-        .skip(1)
-        .filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
-    calls
-        .map(|name| {
-            let number = seen.entry(name).or_default();
-            *number += 1;
-            // strace counts its exec, too.
-            (name.to_owned(), *number + usize::from(name == "execve"))
-        })
-        .filter(|(name, _)| name != "exit_group")
-        .collect()
-}
-
 /// Runs `command` and kills it when it enters the system call.
 fn run_killed(node: &Node, pod: &Pod, conf: &Value, (command, at): (&str, &(String, usize))) {
-    let (name, number) = at;
-    let inject = format!("--inject={name}:signal=KILL:when={number}");
-    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", &inject].map(str::to_owned);
-    let mut process = node.command(&strace, command, "c1");
-    let output = run_raw(process.env("CNI_NETNS", pod.path()), conf);
-    assert!(
-        !output.status.success(),
-        "{command} was not killed at {name} {number}: {output:?}"
-    );
+    kill::run_killed(&|strace| of_pod(node, pod, (command, strace)), conf, at);
 }
 
 #[test]
@@ -87,6 +53,7 @@ fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
         json!({}),
         json!({"ipMasq": true, "antiSpoof": false}),
         everything_filtered(),
+        with_limits(),
     ] {
         add_killed_and_then_del(&conf);
     }
@@ -116,6 +83,13 @@ fn assert_guarded_or_shut(node: &Node, context: &str) {
             "{port} is open: {context}: {link}"
         );
     }
+}
+
+/// With an ifb device, which does not go with the host veth.
+fn with_limits() -> Value {
+    let limits = json!({"ingressRate": 8_000_000, "ingressBurst": 800_000,
+                        "egressRate": 8_000_000, "egressBurst": 800_000});
+    json!({"runtimeConfig": {"bandwidth": limits}})
 }
 
 fn add_killed_and_then_del(changes: &Value) {
@@ -154,7 +128,9 @@ fn add_killed_and_then_del(changes: &Value) {
 #[test]
 fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
     let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(everything_filtered());
+    let mut changes = everything_filtered();
+    changes["runtimeConfig"]["bandwidth"] = with_limits()["runtimeConfig"]["bandwidth"].clone();
+    let conf = node.conf(changes);
     node.add("c1", &pod, &conf).expect_ok();
     // A connection that DEL has to forget.
     let send = || {

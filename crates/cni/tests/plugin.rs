@@ -368,6 +368,37 @@ fn t22_a_second_add_is_an_error_and_leaves_the_first_as_it_is() {
     .expect_ok();
 }
 
+#[test]
+fn a_second_network_brings_its_default_route_too() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let first = node.conf(json!({}));
+    let ranges = json!([[{"subnet": "10.245.1.0/24"}], [{"subnet": "fd00:10:245:1::/64"}]]);
+    let mut second = node.conf(json!({"name": "second", "bridge": "second0"}));
+    second["ipam"]["ranges"] = ranges;
+    let on_net1 = |command, conf: &Value| {
+        let mut process = node.command(&[], command, "c1");
+        process
+            .env("CNI_IFNAME", "net1")
+            .env("CNI_NETNS", pod.path());
+        run(&mut process, conf).expect_ok()
+    };
+    let added = node.add("c1", &pod, &first).expect_ok();
+    let added_second = on_net1("ADD", &second);
+    let gateways = || -> Vec<Value> {
+        let routes = pod.ip("route show default");
+        let routes = routes.as_array().unwrap().iter();
+        routes.map(|route| route["gateway"].clone()).collect()
+    };
+    assert_eq!(gateways(), ["10.245.1.1", "10.244.1.1"]);
+    node.check("c1", &pod, &node.with_prev(&first, &added))
+        .expect_ok();
+    on_net1("CHECK", &node.with_prev(&second, &added_second));
+    on_net1("DEL", &second);
+    assert_eq!(gateways(), ["10.244.1.1"]);
+    node.check("c1", &pod, &node.with_prev(&first, &added))
+        .expect_ok();
+}
+
 /// A configuration without a default route, for a second interface.
 fn conf_l2(node: &Node) -> Value {
     node.conf(json!({"isDefaultGateway": false}))

@@ -17,13 +17,15 @@ mod nfnetlink;
 pub mod nft;
 mod qdisc;
 mod route;
+pub mod start;
 pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod vlan;
 
 pub use address::Address;
 pub use error::{Error, Result, errno_text};
-pub use link::{Link, LinkChange, LinkKey, VethEnd, VethPair};
+pub use link::{BridgeVlans, Link, LinkChange, LinkKey, VethEnd, VethPair};
 pub use monitor::Monitor;
 pub use names::{IfName, Invalid, Mac, Prefix, hash};
 pub use netlink::Netlink;
@@ -31,3 +33,4 @@ pub use netns::Netns;
 pub use qdisc::Bandwidth;
 pub use route::{Route, RouteOptions, RouteProtocol};
 pub use rustix::io::Errno;
+pub use vlan::Vlans;

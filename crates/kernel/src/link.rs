@@ -44,6 +44,25 @@ pub struct Link {
     pub master: Option<u32>,
     /// For a bridge port: sends a frame back through the port that it came in by.
     pub hairpin: bool,
+    /// For one end of a veth pair: the index of the other, in its own network namespace.
+    pub peer: Option<u32>,
+    /// Takes in every frame, as somebody asked for (`IFF_PROMISC`).
+    pub promiscuous: bool,
+    /// Takes in every multicast frame, as somebody asked for (`IFF_ALLMULTI`).
+    pub all_multicast: bool,
+    /// How many packets may wait to be sent, where the queueing discipline asks the link.
+    pub tx_queue_length: u32,
+    /// For a bridge: what it does about VLANs.
+    pub vlans: BridgeVlans,
+}
+
+/// What a bridge does about VLANs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BridgeVlans {
+    /// It heeds them.
+    pub filtered: bool,
+    /// The one that a new port has; 0 is none.
+    pub default: u16,
 }
 
 impl Link {
@@ -103,8 +122,12 @@ pub struct LinkChange<'a> {
     pub hairpin: Option<bool>,
     /// For a bridge port: it exchanges packets only with ports that are not isolated, and with the bridge itself.
     pub isolated: Option<bool>,
-    /// Take in every frame, whomever it is for.
-    pub promiscuous: bool,
+    /// Take in every frame, whomever it is for, or no longer.
+    pub promiscuous: Option<bool>,
+    /// Take in every multicast frame, or no longer.
+    pub all_multicast: Option<bool>,
+    /// The new length of the transmit queue in packets.
+    pub tx_queue_length: Option<u32>,
     /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
     pub no_link_local: bool,
 }
@@ -127,8 +150,17 @@ impl std::fmt::Display for LinkChange<'_> {
         if self.up {
             f.write_str(" up")?;
         }
-        if self.promiscuous {
-            f.write_str(" promisc on")?;
+        if let Some(length) = self.tx_queue_length {
+            write!(f, " txqueuelen {length}")?;
+        }
+        let flags = [
+            ("promisc", self.promiscuous),
+            ("allmulticast", self.all_multicast),
+        ];
+        for (word, value) in flags {
+            if let Some(on) = value {
+                write!(f, " {word} {}", if on { "on" } else { "off" })?;
+            }
         }
         let port = [("hairpin", self.hairpin), ("isolated", self.isolated)];
         if port.iter().any(|(_, value)| value.is_some()) {
@@ -168,20 +200,18 @@ pub struct VethEnd<'a> {
 }
 
 impl Netlink {
-    /// The link of that name.
+    /// The link of that name or index.
     ///
     /// For a link whose carrier just came on, the answer comes after the kernel has let packets through
     /// (`linkwatch_sync_dev` in `rtnl_getlink`), so that asking is also waiting.
     ///
     /// # Errors
     /// Not found, or what the kernel answered.
-    pub fn link(&mut self, name: &IfName) -> Result<Link> {
-        let mut message = LinkMessage::default();
-        message
-            .attributes
-            .push(LinkAttribute::IfName(name.to_string()));
+    pub fn link<'k>(&mut self, link: impl Into<LinkKey<'k>>) -> Result<Link> {
+        let link = link.into();
+        let mut message = message_about(link);
         message.attributes.push(without_statistics());
-        let action = || format!("find link {name}");
+        let action = || format!("find link {link}");
         match self.query(Message::GetLink(message), action)? {
             Message::NewLink(found) => Ok(read_link(found)),
             _ => Err(crate::Error::new(action(), rustix::io::Errno::NODEV)),
@@ -292,22 +322,19 @@ impl Netlink {
         change: LinkChange<'_>,
     ) -> Result<()> {
         let link = link.into();
-        let mut message = LinkMessage::default();
-        match link {
-            LinkKey::Index(index) => message.header.index = index,
-            LinkKey::Name(name) => message
-                .attributes
-                .push(LinkAttribute::IfName(name.to_string())),
+        let mut message = message_about(link);
+        let flags = [
+            (LinkFlags::Up, Some(true).filter(|_| change.up)),
+            (LinkFlags::Promisc, change.promiscuous),
+            (LinkFlags::Allmulti, change.all_multicast),
+        ];
+        for (flag, value) in flags {
+            message.header.flags.set(flag, value == Some(true));
+            message.header.change_mask.set(flag, value.is_some());
         }
-        if change.up {
-            message.header.flags |= LinkFlags::Up;
-        }
-        if change.promiscuous {
-            message.header.flags |= LinkFlags::Promisc;
-        }
-        message.header.change_mask = message.header.flags;
         let attributes = &mut message.attributes;
         attributes.extend(change.mtu.map(LinkAttribute::Mtu));
+        attributes.extend(change.tx_queue_length.map(LinkAttribute::TxQueueLen));
         attributes.extend(
             change
                 .alias
@@ -370,6 +397,17 @@ impl Netlink {
     }
 }
 
+fn message_about(link: LinkKey<'_>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    match link {
+        LinkKey::Index(index) => message.header.index = index,
+        LinkKey::Name(name) => message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_string())),
+    }
+    message
+}
+
 /// Spares the kernel the counting, and us the reading.
 fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
@@ -397,6 +435,11 @@ fn read_link(message: LinkMessage) -> Link {
         alias: None,
         master: None,
         hairpin: false,
+        peer: None,
+        promiscuous: message.header.flags.contains(LinkFlags::Promisc),
+        all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
+        tx_queue_length: 0,
+        vlans: BridgeVlans::default(),
     };
     for attribute in message.attributes {
         match attribute {
@@ -404,18 +447,33 @@ fn read_link(message: LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias).filter(|a| !a.is_empty()),
+            LinkAttribute::Link(index) => link.peer = Some(index).filter(|i| *i != 0),
+            LinkAttribute::TxQueueLen(length) => link.tx_queue_length = length,
             LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| match info {
                 LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                 LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                     link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
                 }
+                LinkInfo::Data(InfoData::Bridge(bridge)) => link.vlans = read_vlans(&bridge),
                 _ => {}
             }),
             _ => {}
         }
     }
     link
+}
+
+fn read_vlans(bridge: &[InfoBridge]) -> BridgeVlans {
+    let mut vlans = BridgeVlans::default();
+    for info in bridge {
+        match info {
+            InfoBridge::VlanFiltering(on) => vlans.filtered = *on,
+            InfoBridge::VlanDefaultPvid(number) => vlans.default = *number,
+            _ => {}
+        }
+    }
+    vlans
 }
 
 /// The family that an address belongs to, in the words of the netlink codec.

@@ -4,6 +4,9 @@
 //! It never sends a message without waiting for the answer, and never hands out a part of an interrupted dump.
 //! A surprise: `netlink_packet_route` must not be seen outside of this crate; its types change monthly.
 
+use std::ffi::c_void;
+use std::os::fd::{FromRawFd, OwnedFd};
+
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, ParseableParametrized,
@@ -11,8 +14,12 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+use rustix::net::netdevice::name_to_index;
 
 use crate::error::{Error, Result};
+use crate::names::IfName;
+use crate::netns::Netns;
 
 /// `NLMSG_ERROR`: an error, or an acknowledgement when its code is 0 (netlink(7)).
 const NLMSG_ERROR: u16 = 2;
@@ -26,6 +33,9 @@ const HEADER: usize = 16;
 pub(crate) const RECEIVE_BUFFER: usize = 64 * 1024;
 /// How often an interrupted dump is begun again before it is an error.
 pub(crate) const DUMP_TRIES: usize = 20;
+
+/// `SIOCGSKNS` (linux/sockios.h): a descriptor of the network namespace that a socket is in.
+const SIOCGSKNS: Opcode = 0x894c;
 
 /// A request's message to the kernel.
 pub(crate) type Message = RouteNetlinkMessage;
@@ -69,6 +79,26 @@ impl Netlink {
             sequence: 0,
             buffer: Vec::with_capacity(RECEIVE_BUFFER),
         })
+    }
+
+    /// The network namespace that the socket is in, which need not be the calling thread's.
+    ///
+    /// # Errors
+    /// What the kernel answered; EPERM without CAP_NET_ADMIN there.
+    pub fn netns(&self) -> Result<Netns> {
+        // SAFETY: the request takes no argument and answers a new descriptor, which nobody else owns.
+        unsafe { ioctl(&self.socket, NewDescriptor::<SIOCGSKNS>) }
+            .map(|file| Netns::from_file(file, "of a netlink socket"))
+            .map_err(|errno| Error::new("find the network namespace of a netlink socket", errno))
+    }
+
+    /// The index of the link of that name, which costs a tenth of [`Self::link`].
+    ///
+    /// # Errors
+    /// Not found, or what the kernel answered.
+    pub fn link_index(&self, name: &IfName) -> Result<u32> {
+        name_to_index(&self.socket, name.as_str())
+            .map_err(|errno| Error::new(format!("find link {name}"), errno))
     }
 
     /// Sends a request that changes something and waits until the kernel has done it.
@@ -172,6 +202,29 @@ impl Netlink {
                 }
             }
         }
+    }
+}
+
+/// An `ioctl` without an argument that answers a new descriptor.
+struct NewDescriptor<const OPCODE: Opcode>;
+
+// SAFETY: nothing is read or written through the pointer, and the output is a descriptor that nobody owns yet.
+unsafe impl<const OPCODE: Opcode> Ioctl for NewDescriptor<OPCODE> {
+    type Output = OwnedFd;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        OPCODE
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the kernel just made it for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(output) })
     }
 }
 

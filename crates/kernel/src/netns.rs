@@ -56,6 +56,12 @@ impl Netns {
         Self::open(OWN)
     }
 
+    /// One that was not opened by a path; `path` is then what people are told.
+    pub(crate) fn from_file(file: OwnedFd, path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self { file, path }
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -68,6 +74,14 @@ impl Netns {
     pub fn is_same(&self, other: &Self) -> Result<bool> {
         let (mine, others) = (self.stat()?, other.stat()?);
         Ok((mine.st_dev, mine.st_ino) == (others.st_dev, others.st_ino))
+    }
+
+    /// Its number, which no other namespace of the machine has while it lives.
+    ///
+    /// # Errors
+    /// What `fstat` answered.
+    pub fn number(&self) -> Result<u64> {
+        Ok(self.stat()?.st_ino)
     }
 
     fn stat(&self) -> Result<Stat> {
@@ -190,6 +204,8 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(!here.is_same(&there).unwrap());
+        let socket = there.run(crate::Netlink::open).unwrap().unwrap();
+        assert!(socket.netns().unwrap().is_same(&there).unwrap());
         assert!(
             there
                 .run(|| Netns::current()?.is_same(&there))

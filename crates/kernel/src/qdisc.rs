@@ -4,7 +4,9 @@
 //! sends it on where it would have gone, at its rate. Nothing here removes a queueing discipline of another kind than it
 //! makes. A surprise: an ifb device does not go with the link that feeds it; its owner removes it as any link.
 
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{
+    DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla as _, NlasIterator,
+};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
@@ -27,6 +29,10 @@ const TICKS_PER_8_US: u64 = 125;
 const TCA_TBF_PARMS: u16 = 1;
 /// `TCA_TBF_RATE64`: the rate where 32 bits do not hold it.
 const TCA_TBF_RATE64: u16 = 4;
+/// Where `struct tc_tbf_qopt` has the rate (in the first `struct tc_ratespec`), the limit and the bucket.
+const RATE_AT: usize = 8;
+const LIMIT_AT: usize = 24;
+const BUFFER_AT: usize = 28;
 /// `TC_LINKLAYER_ETHERNET`.
 const TC_LINKLAYER_ETHERNET: u8 = 1;
 /// `TC_U32_TERMINAL` (linux/pkt_cls.h): a match ends the search.
@@ -101,6 +107,21 @@ impl Bandwidth {
         }
         Some(options)
     }
+
+    /// True when the kernel tells these parameters; `told` gives the bytes of one of them.
+    ///
+    /// What it tells is not byte for byte what it was given, so that rate, limit and bucket are compared.
+    fn is_told_by(self, told: impl Fn(u16) -> Option<Vec<u8>>) -> bool {
+        let parts = |bytes: &[u8]| {
+            [RATE_AT, LIMIT_AT, BUFFER_AT].map(|at| crate::netlink::u32_at(bytes, at))
+        };
+        self.options().is_some_and(|wanted| {
+            wanted.iter().all(|(kind, bytes)| match told(*kind) {
+                Some(seen) if *kind == TCA_TBF_PARMS => parts(&seen) == parts(bytes),
+                seen => seen.as_ref() == Some(bytes),
+            })
+        })
+    }
 }
 
 impl Netlink {
@@ -134,6 +155,44 @@ impl Netlink {
         let mut message = message(link, TcHandle::UNSPEC, TcHandle::ROOT);
         message.attributes = vec![TcAttribute::Kind("tbf".to_owned())];
         self.remove(message, || format!("delete qdisc of link {link} root tbf"))
+    }
+
+    /// True when what the link sends is bounded so.
+    ///
+    /// # Errors
+    /// Not found; what the kernel answered.
+    pub fn has_bandwidth(&mut self, link: u32, bandwidth: Bandwidth) -> Result<bool> {
+        let look = Message::GetQueueDiscipline(message(link, TcHandle::UNSPEC, TcHandle::ROOT));
+        let action = || format!("find qdisc of link {link} root");
+        let Message::NewQueueDiscipline(found) = self.query(look, action)? else {
+            return Ok(false);
+        };
+        let parameters = |kind| {
+            found
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    TcAttribute::Options(options) => value_of(options, kind),
+                    _ => None,
+                })
+        };
+        let is_tbf = found
+            .attributes
+            .contains(&TcAttribute::Kind("tbf".to_owned()));
+        Ok(is_tbf && bandwidth.is_told_by(parameters))
+    }
+
+    /// The link that all that link `from` receives is sent through; none where there is no redirection.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn redirect_of(&mut self, from: u32) -> Result<Option<u32>> {
+        let look = Message::GetTrafficFilter(message(from, TcHandle::UNSPEC, INGRESS_FILTERS));
+        let all = self.dump(look, "list filters", |message| match message {
+            Message::NewTrafficFilter(filter) => redirected_to(&filter),
+            _ => None,
+        })?;
+        Ok(all.first().copied())
     }
 
     /// Makes an ifb device that is up, or finds it with another MTU and corrects that.
@@ -232,6 +291,47 @@ impl Netlink {
     }
 }
 
+/// The bytes of a parameter of a queueing discipline that the codec does not know: it then gives all of them as one.
+fn value_of(options: &[TcOption], kind: u16) -> Option<Vec<u8>> {
+    let [TcOption::Other(all)] = options else {
+        return None;
+    };
+    let mut bytes = vec![0; all.value_len()];
+    all.emit_value(&mut bytes);
+    NlasIterator::new(bytes.as_slice())
+        .flatten()
+        .find(|parameter| parameter.kind() == kind)
+        .map(|parameter| parameter.value().to_vec())
+}
+
+/// Where a filter of ours sends to.
+fn redirected_to(filter: &TcMessage) -> Option<u32> {
+    let options = filter
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => Some(options),
+            _ => None,
+        })?;
+    let actions = options.iter().find_map(|option| match option {
+        TcOption::U32(TcFilterU32Option::Action(actions)) => Some(actions),
+        _ => None,
+    })?;
+    let attributes = actions.iter().flat_map(|action| &action.attributes);
+    let options = attributes.filter_map(|attribute| match attribute {
+        TcActionAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    options.flatten().find_map(|option| match option {
+        TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))
+            if mirror.eaction == TcMirrorActionType::EgressRedir =>
+        {
+            Some(mirror.ifindex)
+        }
+        _ => None,
+    })
+}
+
 fn message(link: u32, handle: TcHandle, parent: TcHandle) -> TcMessage {
     let header = TcHeader {
         index: link.cast_signed(),
@@ -327,6 +427,12 @@ mod tests {
         let words = "rate 125000bps burst 125000b limit 128125b";
         tc(&format!("qdisc replace dev v0 root handle 1: tbf {words}"));
         assert_eq!(ours, made("v0"));
+        assert!(netlink.has_bandwidth(link, bandwidth).unwrap());
+        let other = Bandwidth {
+            burst: 800_000,
+            ..bandwidth
+        };
+        assert!(!netlink.has_bandwidth(link, other).unwrap());
 
         for rate in [SLOW.rate, 80_000_000_000] {
             let changed = Bandwidth { rate, ..SLOW };
@@ -334,10 +440,12 @@ mod tests {
             let ours = made("v0");
             assert_eq!(ours.len(), 1);
             assert_eq!(ours[0]["options"]["rate"], rate / 8);
+            assert!(netlink.has_bandwidth(link, changed).unwrap());
         }
         netlink.remove_bandwidth(link).unwrap();
         netlink.remove_bandwidth(link).unwrap();
         assert_eq!(made("v0"), [] as [Value; 0]);
+        assert!(!netlink.has_bandwidth(link, SLOW).unwrap());
 
         tc("qdisc replace dev v0 root handle 7: htb");
         let error = netlink.remove_bandwidth(link).unwrap_err();
@@ -390,6 +498,7 @@ mod tests {
         netlink.remove_redirect(from).unwrap();
         for to in [&ifb, &ifb, &other] {
             netlink.ensure_redirect(from, to.index).unwrap();
+            assert_eq!(netlink.redirect_of(from).unwrap(), Some(to.index));
             let filters = tc("filter show dev v0 ingress");
             let ours: Vec<_> = filters
                 .as_array()
@@ -409,6 +518,8 @@ mod tests {
         }
         netlink.remove_redirect(from).unwrap();
         netlink.remove_redirect(from).unwrap();
+        assert_eq!(netlink.redirect_of(from).unwrap(), None);
+        assert_eq!(netlink.redirect_of(99).unwrap(), None, "no such link");
         assert_eq!(made("v0"), [] as [Value; 0]);
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Add never replaces, replace never adds beside: a route of somebody else for the same destination is met as *exists*
 //! and left alone. That is why there is no `ensure_route` here: whether the route there is ours, the caller has observed.
+//! Inside a pod, where several networks may each bring a default route, `add_route_beside_others` is meant.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -99,6 +100,7 @@ impl fmt::Display for Route {
 
 impl Netlink {
     /// All unicast routes of the main table, of both families: those that a protocol installed, or with `None` all.
+    /// A route with several next hops is listed as one for each.
     ///
     /// # Errors
     /// What the kernel answered.
@@ -114,16 +116,15 @@ impl Netlink {
             // The kernel filters by these (strict checking); an older one gives all, hence the second look below.
             message.header.protocol = protocol.map_or(0, |wanted| wanted.0).into();
             message.header.table = RouteHeader::RT_TABLE_MAIN;
-            routes.extend(
-                self.dump(Message::GetRoute(message), "list routes", |message| {
-                    let Message::NewRoute(route) = message else {
-                        return None;
-                    };
-                    let route = read_route(&route)?;
-                    let wanted = protocol.is_none_or(|wanted| route.protocol == wanted);
-                    (wanted && route.options.table.is_none()).then_some(route)
-                })?,
-            );
+            let listed = self.dump(Message::GetRoute(message), "list routes", |message| {
+                let Message::NewRoute(message) = message else {
+                    return None;
+                };
+                let route = read_route(&message)?;
+                let wanted = protocol.is_none_or(|wanted| route.protocol == wanted);
+                (wanted && route.options.table.is_none()).then(|| by_next_hop(route, &message))
+            })?;
+            routes.extend(listed.into_iter().flatten());
         }
         Ok(routes)
     }
@@ -166,6 +167,16 @@ impl Netlink {
         self.change(message, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add route {route}")
         })
+    }
+
+    /// Adds a route, also where there is one of that destination, table and metric: of IPv4 routes the newest is taken,
+    /// those of IPv6 become next hops of one.
+    ///
+    /// # Errors
+    /// Exists: there is that very route. Or what the kernel answered.
+    pub fn add_route_beside_others(&mut self, route: &Route) -> Result<()> {
+        let message = Message::NewRoute(route_message(route));
+        self.change(message, NLM_F_CREATE, || format!("add route {route}"))
     }
 
     /// Puts a route in the place of the one with the same destination, table and metric, in one step.
@@ -292,6 +303,30 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
     };
     route.dst = Prefix::containing(IpNet::new(dst, length).ok()?);
     Some(route)
+}
+
+/// The route, or that route through each of its next hops.
+fn by_next_hop(route: Route, message: &RouteMessage) -> Vec<Route> {
+    let hops = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::MultiPath(hops) => Some(hops),
+            _ => None,
+        });
+    let Some(hops) = hops else {
+        return vec![route];
+    };
+    hops.iter()
+        .map(|hop| Route {
+            next_hop: hop.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Gateway(address) => ip(address),
+                _ => None,
+            }),
+            link: Some(hop.interface_index),
+            ..route.clone()
+        })
+        .collect()
 }
 
 fn route_address(ip: IpAddr) -> RouteAddress {
@@ -421,6 +456,38 @@ mod tests {
             ns.ip("route show proto static")[0]["gateway"],
             "192.168.1.99"
         );
+    }
+
+    #[test]
+    fn beside_others_means_the_newest_of_ipv4_and_a_further_next_hop_of_ipv6() {
+        let (_ns, mut netlink) = underlay();
+        for (dst, next_hop) in [
+            ("10.244.2.0/24", "192.168.1.12"),
+            ("10.244.2.0/24", "192.168.1.13"),
+            ("fd00:10:244:2::/64", "fd00:192::12"),
+            ("fd00:10:244:2::/64", "fd00:192::13"),
+        ] {
+            let route = ours(dst, next_hop);
+            netlink.add_route_beside_others(&route).unwrap();
+            let error = netlink.add_route_beside_others(&route).unwrap_err();
+            assert!(error.is_exists(), "{error}");
+        }
+        let hops: Vec<_> = netlink
+            .list_routes(RouteProtocol::PODSPAN)
+            .unwrap()
+            .into_iter()
+            .filter_map(|route| route.next_hop)
+            .map(|next_hop| next_hop.to_string())
+            .collect();
+        let expected = [
+            "192.168.1.13",
+            "192.168.1.12",
+            "fd00:192::12",
+            "fd00:192::13",
+        ];
+        assert_eq!(hops, expected);
+        let taken = netlink.route_to("10.244.2.7".parse().unwrap()).unwrap();
+        assert_eq!(taken.next_hop, Some("192.168.1.13".parse().unwrap()));
     }
 
     #[test]

@@ -47,7 +47,18 @@ struct Plugin<'a> {
     bridge: &'a str,
     is_default_gateway: bool,
     mtu: u32,
+    capabilities: Capabilities,
     ipam: Ipam,
+}
+
+/// What the runtime may put into `runtimeConfig`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Capabilities {
+    bandwidth: bool,
+    ips: bool,
+    mac: bool,
+    port_mappings: bool,
 }
 
 #[derive(Serialize)]
@@ -84,6 +95,12 @@ pub fn text(
             bridge: bridge.as_str(),
             is_default_gateway: true,
             mtu,
+            capabilities: Capabilities {
+                bandwidth: true,
+                ips: true,
+                mac: true,
+                port_mappings: true,
+            },
             ipam: Ipam {
                 ranges: ranges.collect(),
             },
@@ -208,6 +225,7 @@ mod tests {
                 "bridge": "podspan0",
                 "isDefaultGateway": true,
                 "mtu": 1450,
+                "capabilities": {"bandwidth": true, "ips": true, "mac": true, "portMappings": true},
                 "ipam": {"ranges": [
                     [{"subnet": "10.244.1.0/24"}],
                     [{"subnet": "fd00:10:244:1::/64"}],

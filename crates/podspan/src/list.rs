@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use podspan_cni::attachment::{AttachmentId, NetworkName};
-use podspan_kernel::Netlink;
+use podspan_kernel::{Link, Netlink};
 use serde::Serialize;
 
 use crate::observe::{IPAM, list_allocations};
@@ -67,7 +67,7 @@ pub fn print_list(output: Output) -> anyhow::Result<ExitCode> {
 
 fn rows(netlink: &mut Netlink, ipam: &Path) -> anyhow::Result<Vec<Row>> {
     let mut rows: BTreeMap<(NetworkName, AttachmentId), Row> = BTreeMap::new();
-    for link in netlink.list_links()? {
+    for link in netlink.list_links()?.into_iter().filter(Link::is_veth) {
         if let Some(of) = link.alias.as_deref().and_then(AttachmentId::from_alias) {
             entry(&mut rows, of).host_veth = Some(link.name);
         }

@@ -26,7 +26,7 @@ const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// An open directory.
-pub(super) struct Directory {
+pub(crate) struct Directory {
     fd: OwnedFd,
     path: PathBuf,
 }
@@ -97,9 +97,15 @@ impl Directory {
         file.write_all(content.as_bytes())
             .map_err(|err| self.error("write", name, errno_of(&err)))?;
         step();
-        // AT_EMPTY_PATH would spare the detour through /proc, but needs CAP_DAC_READ_SEARCH (open(2), O_TMPFILE).
-        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match rustix::fs::linkat(CWD, unnamed, &self.fd, name, AtFlags::SYMLINK_FOLLOW) {
+        let linked = match rustix::fs::linkat(&file, "", &self.fd, name, AtFlags::EMPTY_PATH) {
+            // Without CAP_DAC_READ_SEARCH the short way is closed (open(2), O_TMPFILE).
+            Err(Errno::NOENT) => {
+                let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+                rustix::fs::linkat(CWD, unnamed, &self.fd, name, AtFlags::SYMLINK_FOLLOW)
+            }
+            linked => linked,
+        };
+        match linked {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Ok(false),
             Err(errno) => Err(self.error("link", name, errno)),

@@ -28,7 +28,7 @@ pub(crate) fn serve_loopback(request: &Request, input: &Input) -> Result<Option<
             ))
         }
         Request::Check(pod) => {
-            open_pod_netns(pod)?.enter()?;
+            open_pod_netns(pod, &Netlink::open()?)?.enter()?;
             match Netlink::open()?.link(&lo()?)?.up {
                 true => Ok(None),
                 false => Err(Error::Deviations(vec![
@@ -46,7 +46,7 @@ fn lo() -> Result<IfName, Error> {
 
 /// The addresses that it then has.
 fn set_up(pod: &PodRequest) -> Result<Vec<ipnet::IpNet>, Error> {
-    open_pod_netns(pod)?.enter()?;
+    open_pod_netns(pod, &Netlink::open()?)?.enter()?;
     let mut netlink = Netlink::open()?;
     let lo = netlink.link(&lo()?)?.index;
     netlink.set_link(

@@ -149,7 +149,7 @@ fn pod(name: String, netns: &Netns, host_veth: Option<Link>) -> Result<Pod> {
 /// True for the node's end of that pod's veth pair: the container bears the name of its network namespace.
 pub fn is_of_pod(link: &Link, pod: &str) -> bool {
     let id = link.alias.as_deref().and_then(AttachmentId::from_alias);
-    id.is_some_and(|(_, id)| id.container.as_str() == pod)
+    link.is_veth() && id.is_some_and(|(_, id)| id.container.as_str() == pod)
 }
 
 /// The addresses with which the link can be reached from elsewhere, IPv4 first.
