@@ -10,7 +10,7 @@ use podspan_kernel::{Link, Netlink};
 
 use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, IfbMaker, NetworkName};
-use crate::bandwidth::{collect_ifbs, remove_ifb};
+use crate::bandwidth::{collect_ifbs, find_ifb};
 use crate::error::Error;
 use crate::ipam::{Ipam, boot_id};
 
@@ -25,10 +25,8 @@ pub fn detach(
     store: &AddressStore,
 ) -> Result<(), Error> {
     let stopped = store.stop_masquerading(network, id);
-    // It does not go with the host veth, and GC finds the way here by either.
-    let freed = remove_ifb(netlink, (network, id), IfbMaker::Attaching);
-    let removed = remove_host_veth(netlink, network, id);
-    let mut errors: Vec<_> = [stopped.err(), freed.err(), removed.err()]
+    let removed = remove_links(netlink, network, id);
+    let mut errors: Vec<_> = [stopped.err(), removed.err()]
         .into_iter()
         .flatten()
         .collect();
@@ -65,7 +63,7 @@ pub fn collect_garbage(
             // It is told once, of all.
             AddressStore::Delegated(_) => store
                 .stop_masquerading(network, &id)
-                .and_then(|_stopped| remove_host_veth(&mut netlink, network, &id)),
+                .and_then(|_stopped| remove_links(&mut netlink, network, &id)),
         };
         if let Err(error) = detached {
             errors.push(error);
@@ -101,16 +99,21 @@ fn attachments(
         .collect())
 }
 
-fn remove_host_veth(
+/// The host veth, and the ifb device, which does not go with it. Of somebody else, who took a name of ours, both stay.
+fn remove_links(
     netlink: &mut Netlink,
     network: &NetworkName,
     id: &AttachmentId,
 ) -> Result<(), Error> {
-    match netlink.find_link(&id.host_veth(network))? {
-        Some(link) if is_host_veth(&link, network, id) => Ok(netlink.remove_link(link.index)?),
-        // Of somebody else, who took a name of ours: it stays.
-        Some(_) | None => Ok(()),
+    let host_veth = netlink.find_link(&id.host_veth(network))?;
+    let host_veth = host_veth.filter(|link| is_host_veth(link, network, id));
+    let ifb = find_ifb(netlink, (network, id), IfbMaker::Attaching)?;
+    match (ifb, host_veth) {
+        (Some(ifb), Some(host_veth)) => netlink.remove_links(ifb.index, host_veth.index)?,
+        (Some(link), None) | (None, Some(link)) => netlink.remove_link(link.index)?,
+        (None, None) => {}
     }
+    Ok(())
 }
 
 /// By its alias, or, when a kill came before the alias was set, by the name alone, which nobody else forms.
