@@ -45,7 +45,7 @@ bench: debian-packages-bench build
 debian-packages-lab:
 	@tools/need ip:iproute2
 debian-packages:
-	@tools/need ip:iproute2 ping:iputils-ping nft:nftables strace:strace
+	@tools/need ip:iproute2 ping:iputils-ping nft:nftables iptables-nft:iptables strace:strace
 debian-packages-bench: debian-packages
 	@tools/need /usr/lib/cni/bridge:containernetworking-plugins
 

@@ -38,6 +38,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// For a bridge port: sends a frame back through the port that it came in by.
     pub hairpin: bool,
+    /// For a bridge port: see [`LinkChange::isolated`].
+    pub isolated: bool,
 }
 
 impl Link {
@@ -360,6 +362,7 @@ fn read_link(message: LinkMessage) -> Link {
         alias: None,
         master: None,
         hairpin: false,
+        isolated: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -372,6 +375,7 @@ fn read_link(message: LinkMessage) -> Link {
                 LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                 LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                     link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
+                    link.isolated = port.contains(&InfoBridgePort::Isolated(true));
                 }
                 _ => {}
             }),

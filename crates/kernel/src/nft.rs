@@ -14,6 +14,7 @@ mod chain;
 mod element;
 mod encode;
 mod field;
+mod listing;
 mod rule;
 mod set;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use batch::Batch;
 pub use chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, priority};
 pub use element::{Data, Element};
 pub use field::{Field, Header};
+pub use listing::{Generation, ListedRule};
 pub use rule::{Compare, CtState, Limit, LimitUnit, Nat, NatFlag, Reject, Rule};
 pub use set::{Holds, Set};
 pub use value::{Type, Value};
@@ -54,13 +56,16 @@ mod message {
     pub(super) const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
     pub(super) const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
     pub(super) const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
+    pub(super) const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
     pub(super) const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
     pub(super) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+    pub(super) const GET_RULES: u16 = SUBSYSTEM << 8 | 7;
     pub(super) const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
     pub(super) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
     pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 12;
     pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(super) const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 14;
+    pub(super) const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
     /// `NFT_MSG_DESTROYSETELEM` (Linux 6.3).
     pub(super) const DESTROY_ELEMENT: u16 = SUBSYSTEM << 8 | 30;
 }

@@ -152,7 +152,8 @@ pub(super) fn encode_comment(to: &mut Encoder, kind: u16, comment: &str) {
     to.bytes_attribute(kind, &bytes);
 }
 
-fn read_comment(mut bytes: &[u8]) -> Option<String> {
+/// What [`encode_comment`] wrote; none where there is no comment among a user's data.
+pub(super) fn read_comment(mut bytes: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = bytes {
         let (value, after) = rest.split_at_checked(usize::from(*length))?;
         if *kind == UDATA_COMMENT {
