@@ -40,23 +40,16 @@ const POSTROUTING: Chain<'static> = Chain::hooked(
 /// What the kernel answered; nothing is changed then.
 pub fn masquerade(bridge: &IfName, owner: &str, addresses: &[IpAddr]) -> Result<(), Error> {
     let mut nft = Nft::open()?;
-    let elements = || {
-        let mut batch = Batch::new();
-        add_elements(&mut batch, (bridge, owner), addresses);
-        batch
-    };
-    match nft.commit(elements()) {
+    let mut elements = Batch::new();
+    add_elements(&mut elements, (bridge, owner), addresses);
+    match nft.commit(elements) {
         Err(error) if error.is_not_found() => {}
         outcome => return Ok(outcome?),
     }
     let mut batch = Batch::new();
     add_skeleton(&mut batch);
     add_elements(&mut batch, (bridge, owner), addresses);
-    match nft.commit(batch) {
-        // Another ADD was quicker with the table.
-        Err(error) if error.is_exists() => Ok(nft.commit(elements())?),
-        outcome => Ok(outcome?),
-    }
+    Ok(nft.commit(batch)?)
 }
 
 /// Masquerading that was ended. The kernel frees what was removed after an RCU period, and closing the socket waits for that:
@@ -168,12 +161,14 @@ fn add_elements(batch: &mut Batch, (bridge, owner): (&IfName, &str), addresses: 
     }
 }
 
+/// Lays everything anew, whatever of it is there: another part of the table may have been first, and another ADD quicker.
 fn add_skeleton(batch: &mut Batch) {
-    batch.create_table(TABLE);
+    batch.add_table(TABLE);
     for set in [PODS4, PODS6, BRIDGES] {
         batch.add_set(&set);
     }
     batch.add_chain(POSTROUTING);
+    batch.flush_chain(POSTROUTING);
     // 224.0.0.0/4 (RFC 5771) and ff00::/8 (RFC 4291).
     let multicast: [(Field, [IpAddr; 2]); 2] = [
         (

@@ -232,6 +232,23 @@ impl Input {
             .transpose()
     }
 
+    /// The same for a plugin that stands behind another one, and for CHECK.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is absent (T19, T28) or cannot be read.
+    pub fn chained_result(&self) -> Result<CniResult, Error> {
+        self.prev_result()?.ok_or_else(|| {
+            Error::Config(
+                "prevResult is missing; it is the result of the plugins before, and for CHECK that of the ADD".into(),
+            )
+        })
+    }
+
+    /// All keys, as they stand.
+    pub fn keys(&self) -> &Map<String, Value> {
+        &self.keys
+    }
+
     /// `cni.dev/valid-attachments`: what the runtime still knows (GC).
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::check::check;
 use crate::detach::{collect_garbage, detach};
 use crate::error::Error;
 use crate::netconf::{Input, Surroundings};
-use crate::program::{Program, serve_host_local, serve_loopback};
+use crate::program::{Program, serve_firewall, serve_host_local, serve_loopback};
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
 use crate::version::Version;
@@ -61,6 +61,9 @@ pub fn serve<I: Read, O: Write>(
                 .or_else(|error| undo_host_local(&request, &input, error)),
             Program::Loopback => serve_loopback(&request, &input)
                 .and_then(|result| streams.tell(result, input.version)),
+            Program::Firewall => serve_firewall(&request, &input, |result| {
+                streams.tell(Some(result), input.version)
+            }),
         },
     };
     Some(match outcome {

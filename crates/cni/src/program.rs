@@ -6,10 +6,12 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
+mod firewall;
 mod host_local;
 pub mod install;
 mod loopback;
 
+pub(crate) use firewall::serve_firewall;
 pub(crate) use host_local::serve_host_local;
 pub(crate) use loopback::serve_loopback;
 
@@ -24,6 +26,8 @@ pub enum Program {
     HostLocal,
     /// `loopback`: the pod's `lo`.
     Loopback,
+    /// `firewall`: the node forwards for the pods, whatever else it drops.
+    Firewall,
 }
 
 /// What is meant where a configuration says nothing.
@@ -41,10 +45,11 @@ pub struct Defaults {
 
 impl Program {
     /// All reference plugins whose place it takes.
-    pub const REFERENCE: [(&'static str, Self); 3] = [
+    pub const REFERENCE: [(&'static str, Self); 4] = [
         ("bridge", Self::Bridge),
         ("host-local", Self::HostLocal),
         ("loopback", Self::Loopback),
+        ("firewall", Self::Firewall),
     ];
 
     /// What an executable of that path is; of any other name it is our own plugin.
@@ -67,7 +72,7 @@ impl Program {
                 hairpin: true,
                 data_dir: "/run/podspan/ipam",
             },
-            Self::Bridge | Self::HostLocal | Self::Loopback => Defaults {
+            Self::Bridge | Self::HostLocal | Self::Loopback | Self::Firewall => Defaults {
                 bridge: "cni0",
                 gateway: false,
                 hairpin: false,

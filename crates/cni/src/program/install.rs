@@ -88,8 +88,15 @@ mod tests {
             assert_eq!(fs::read_to_string(dir.join("loopback")).unwrap(), "ours");
         }
         let installed = install(&executable, &dir, Foreign::Replace).unwrap();
-        assert_eq!((installed.made.len(), installed.kept.len()), (4, 0));
+        assert_eq!(
+            (installed.made.len(), installed.kept.len()),
+            (Program::REFERENCE.len() + 1, 0)
+        );
         assert_eq!(fs::read_to_string(dir.join("bridge")).unwrap(), "ours");
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 4, "no drafts are left");
+        assert_eq!(
+            fs::read_dir(&dir).unwrap().count(),
+            Program::REFERENCE.len() + 1,
+            "no drafts are left"
+        );
     }
 }

@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(missing_docs, reason = "the functions' names say it")]
 
+pub mod kill;
+
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
@@ -88,7 +90,26 @@ impl Node {
 
     /// The plugin's process, ready to run, behind `wrapper` (such as `strace …`).
     pub fn command(&self, wrapper: &[String], command: &str, container: &str) -> Command {
-        let plugin = env!("CARGO_BIN_EXE_podspan-cni").to_owned();
+        let plugin = env!("CARGO_BIN_EXE_podspan-cni");
+        Self::process(wrapper, plugin.to_owned(), (command, container))
+    }
+
+    /// The same under the name of a reference plugin.
+    pub fn command_as(
+        &self,
+        name: &str,
+        wrapper: &[String],
+        (command, container): (&str, &str),
+    ) -> Command {
+        let link = self.data.path().join(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_podspan-cni"), &link).unwrap();
+        }
+        let link = link.into_os_string().into_string().unwrap();
+        Self::process(wrapper, link, (command, container))
+    }
+
+    fn process(wrapper: &[String], plugin: String, (command, container): (&str, &str)) -> Command {
         let mut words = wrapper.iter().cloned().chain([plugin]);
         let mut process = Command::new(words.next().unwrap());
         process.args(words).env_clear();

@@ -7,6 +7,7 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
 
+use super::batch::Batch;
 use super::chain::{Chain, Verdict};
 use super::element::read_comment;
 use super::encode::{Attributes, Header};
@@ -14,6 +15,9 @@ use super::rule::{EXPR_DATA, EXPR_NAME};
 use super::{Nft, message};
 use crate::error::{Error, Result};
 use crate::netlink::{DUMP_TRIES, Refusal, u32_at};
+
+/// How often others may come between a look and its change.
+const SETTLE_TRIES: usize = 100;
 
 /// A rule as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +35,7 @@ pub struct ListedRule {
 pub struct Generation(pub(super) u32);
 
 impl Nft {
-    /// The present state, for [`super::Batch::only_at`]: ask before looking.
+    /// The present state, for [`Batch::only_at`]: ask before looking.
     ///
     /// # Errors
     /// What the kernel answered.
@@ -52,6 +56,23 @@ impl Nft {
         .map_err(error)?;
         seen.map(|id| Generation(u32::from_be(id)))
             .ok_or_else(|| error(Errno::BADMSG.into()))
+    }
+
+    /// Looks and changes as one step: commits what `plan` finds to do, and has it look again when anybody changed anything
+    /// meanwhile. It is done when there is nothing to do.
+    ///
+    /// # Errors
+    /// Those of `plan` and of [`Self::commit`]; ERESTART when others never let it finish.
+    pub fn settle(&mut self, mut plan: impl FnMut(&mut Self) -> Result<Batch>) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let generation = self.generation()?;
+            let batch = plan(self)?;
+            match self.commit(batch.only_at(generation)) {
+                Err(error) if error.errno() == Errno::RESTART && tries < SETTLE_TRIES => tries += 1,
+                outcome => return outcome,
+            }
+        }
     }
 
     /// True when the chain is there.
