@@ -125,6 +125,26 @@ fn rules_are_listed_in_order_inserted_at_the_head_and_deleted_one_by_one() {
 }
 
 #[test]
+fn to_settle_is_to_look_and_change_as_one_step_whoever_else_does() {
+    let _ns = TestNs::new();
+    iptables("-N PODS");
+    let settle = || {
+        let mut nft = Nft::open().unwrap();
+        let added = nft.settle(|nft| {
+            let mut batch = Batch::new();
+            if nft.list_rules(PODS)?.is_empty() {
+                batch.add_rule(&Rule::of(PODS).verdict(&Verdict::Accept));
+            }
+            Ok(batch)
+        });
+        added.unwrap();
+    };
+    // Threads are in the namespace of the one that starts them.
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(settle))));
+    assert_eq!(iptables("-S PODS"), "-N PODS\n-A PODS -j ACCEPT\n");
+}
+
+#[test]
 fn a_batch_for_a_state_that_has_passed_changes_nothing() {
     let _ns = TestNs::new();
     let (mut nft, mut other) = (Nft::open().unwrap(), Nft::open().unwrap());
