@@ -472,6 +472,38 @@ fn what_cannot_be_served_is_told_with_what_would_be_right() {
 }
 
 #[test]
+fn what_netlink_does_not_reach_is_told_and_what_is_told_is_right() {
+    let node = Node::new();
+    let outside = outside(&node);
+    let _server = outside.listen();
+    let pod = Pod::new();
+    let lock = node.data.path().join("xtables.lock");
+    let legacy = |words: &str| {
+        let mut words = words.split(' ');
+        let mut process = Command::new(words.next().unwrap());
+        let output = process.args(words).env("XTABLES_LOCKFILE", &lock).output();
+        let output = output.expect("iptables-legacy of iptables is installed");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "a kernel with legacy iptables: {told}"
+        );
+    };
+    legacy("iptables-legacy -P FORWARD DROP");
+    let added = node.add("c1", &pod, &node.conf(json!({}))).expect_ok();
+    let conf = behind(&added.json, json!({}));
+    let mut process = node.command_as("firewall", &[], ("ADD", "c1"));
+    let output = run_raw(process.env("CNI_NETNS", pod.path()), &conf);
+    assert!(output.status.success());
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(!pod.reaches(OUTSIDE[0]));
+    let (_, right) = told.trim().split_once("to let it through: ").unwrap();
+    right.split("; ").for_each(legacy);
+    assert!(pod.reaches(OUTSIDE[0]), "after {right}");
+}
+
+#[test]
 fn adds_at_once_make_everything_once() {
     let node = dropping();
     let pods: Vec<_> = (0..8).map(|_| Pod::new()).collect();
