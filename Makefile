@@ -50,7 +50,7 @@ bench: debian-packages-bench build
 debian-packages-lab:
 	@tools/need ip:iproute2
 debian-packages:
-	@tools/need ip:iproute2 ping:iputils-ping nft:nftables strace:strace
+	@tools/need ip:iproute2 ping:iputils-ping nft:nftables iptables-nft:iptables strace:strace
 debian-packages-runtimes:
 	@tools/need ip:iproute2 nft:nftables iptables:iptables containerd:containerd runc:runc podman:podman \
 	  /usr/lib/cni/portmap:containernetworking-plugins busybox:busybox-static python3:python3 \

@@ -44,6 +44,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// For a bridge port: sends a frame back through the port that it came in by.
     pub hairpin: bool,
+    /// For a bridge port: see [`LinkChange::isolated`].
+    pub isolated: bool,
     /// For one end of a veth pair: the index of the other, in its own network namespace.
     pub peer: Option<u32>,
     /// Takes in every frame, as somebody asked for (`IFF_PROMISC`).
@@ -486,6 +488,7 @@ fn read_link(message: LinkMessage) -> Link {
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         tx_queue_length: 0,
         vlans: BridgeVlans::default(),
+        isolated: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -500,6 +503,7 @@ fn read_link(message: LinkMessage) -> Link {
                 LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                 LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                     link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
+                    link.isolated = port.contains(&InfoBridgePort::Isolated(true));
                 }
                 LinkInfo::Data(InfoData::Bridge(bridge)) => link.vlans = read_vlans(&bridge),
                 _ => {}
