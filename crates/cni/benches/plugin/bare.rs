@@ -56,8 +56,17 @@ impl Bare {
         }
     }
 
-    /// Everything once, with a pod of its own.
-    pub fn round(&mut self, pod: &Space, counts: bool) {
+    /// The requests of an ADD, and the deletion of what they made: where a contestant has its ADD and its DEL.
+    pub fn pod(&mut self, pod: &Space, counts: bool) {
+        let (attach, remove) = (self.attach(pod, &Way::Bare), self.remove());
+        if counts {
+            self.attach.push(attach);
+            self.remove_pod.push(remove);
+        }
+    }
+
+    /// The bare process, and the bare pair.
+    pub fn process(&mut self, pod: &Space, counts: bool) {
         let (nothing, version) = self.node.space.run(|| {
             let version: [(&str, &Path); 1] = [("CNI_COMMAND", "VERSION".as_ref())];
             let nothing = [self.program.as_path(), "nothing".as_ref()];
@@ -72,16 +81,12 @@ impl Bare {
             nothing.stderr,
             version.stdout
         );
-        let attach = self.attach(pod, &Way::Bare);
-        let remove_pod = self.remove(HOST_VETH);
         self.add_pair(pod);
-        let remove_pair = self.remove(HOST_VETH);
+        let remove = self.remove();
         if counts {
             self.nothing.push(nothing.cost);
             self.version.push(version.cost);
-            self.attach.push(attach);
-            self.remove_pod.push(remove_pod);
-            self.remove_pair.push(remove_pair);
+            self.remove_pair.push(remove);
         }
     }
 
@@ -89,7 +94,7 @@ impl Bare {
     pub fn calls(&self, file: &Path) -> Calls {
         let pod = Space::new();
         let calls = self.attach(&pod, &Way::Counted(file.to_owned())).calls;
-        self.remove(HOST_VETH);
+        self.remove();
         calls
     }
 
@@ -129,10 +134,10 @@ impl Bare {
         pod.run(|| Netlink::open().unwrap().set_link(&peer, up).unwrap());
     }
 
-    fn remove(&self, name: &str) -> Duration {
+    fn remove(&self) -> Duration {
         self.node.space.run(|| {
             let mut netlink = Netlink::open().unwrap();
-            let index = netlink.link(&name.parse().unwrap()).unwrap().index;
+            let index = netlink.link(&HOST_VETH.parse().unwrap()).unwrap().index;
             let start = Instant::now();
             netlink.remove_link(index).unwrap();
             start.elapsed()

@@ -16,6 +16,9 @@ pub const PODS: usize = 110;
 /// How many at a time.
 pub const WIDTHS: [usize; 2] = [8, 16];
 
+/// After so many namespaces were dropped.
+const PAUSE: Duration = Duration::from_millis(600);
+
 /// What all pods took together.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Burst {
@@ -48,7 +51,7 @@ pub fn burst(contestant: &Contestant, width: usize) -> Result<Burst, String> {
         del: all(Verb::Del)?,
     };
     drop(spaces);
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(PAUSE);
     Ok(burst)
 }
 

@@ -238,7 +238,7 @@ fn life(
 /// Pods live until the round is over, and then there is a pause. A round begins with another contestant than the one before,
 /// and goes the other way round, so that nobody always follows the same one.
 fn rounds(measured: &mut Measured, rounds: usize) -> Result<(), String> {
-    let (begun, count) = (Instant::now(), measured.contestants.len() + 1);
+    let (begun, count) = (Instant::now(), measured.contestants.len() + 2);
     for round in 0..rounds + WARM_UP {
         if begun.elapsed() > TIME {
             break;
@@ -253,7 +253,10 @@ fn rounds(measured: &mut Measured, rounds: usize) -> Result<(), String> {
             };
             let turn = (place + round / 2) % count;
             let Some((contestant, record)) = measured.contestants.get_mut(turn) else {
-                measured.bare.round(&pods[turn], counts);
+                match turn + 1 == count {
+                    true => measured.bare.process(&pods[turn], counts),
+                    false => measured.bare.pod(&pods[turn], counts),
+                }
                 continue;
             };
             let costs = life(contestant, (record, &pods[turn]), (round, &Way::Bare))?;
