@@ -164,16 +164,16 @@ fn floor(measured: &Measured) -> String {
     )
 }
 
-/// The slowest of ours beside the reference's.
-fn slowest(bursts: &[Burst], of: fn(&Burst) -> Cost) -> (f64, f64) {
-    let costs = || bursts.iter().map(of);
-    let seconds = |time: std::time::Duration| time.as_secs_f64();
-    (
-        costs().map(|cost| seconds(cost.wall)).fold(0.0, f64::max),
-        costs()
-            .map(|cost| seconds(cost.processor))
-            .fold(0.0, f64::max),
-    )
+/// In seconds: wall and processor time of all ADDs, and of all DELs; of several bursts the most of each.
+fn seconds(bursts: &[Burst]) -> [f64; 4] {
+    let mut most = [0.0; 4];
+    for Burst { add, del } in bursts {
+        let times = [add.wall, add.processor, del.wall, del.processor];
+        for (most, time) in most.iter_mut().zip(times) {
+            *most = time.as_secs_f64().max(*most);
+        }
+    }
+    most
 }
 
 fn bursts(measured: &Measured) -> String {
@@ -182,32 +182,15 @@ fn bursts(measured: &Measured) -> String {
          |---|---:|---|---:|---:|---:|---:|\n"
     );
     for (contestant, records) in pairs(measured) {
+        let title = contestant.configuration.title;
         for (number, width) in WIDTHS.into_iter().enumerate() {
-            let sides = records.map(|record| {
-                let bursts = &record.bursts[number];
-                (
-                    slowest(bursts, |burst| burst.add),
-                    slowest(bursts, |burst| burst.del),
-                )
-            });
-            let row = |(add, del): ((f64, f64), (f64, f64))| {
-                [add.0, add.1, del.0, del.1].map(digits).join(" | ")
-            };
-            let title = contestant.configuration.title;
-            let ratio = |of: fn(((f64, f64), (f64, f64))) -> f64| of(sides[1]) / of(sides[0]);
-            let ratios = [
-                ratio(|(add, _)| add.0),
-                ratio(|(add, _)| add.1),
-                ratio(|(_, del)| del.0),
-                ratio(|(_, del)| del.1),
-            ];
-            let ratios = ratios
-                .map(|ratio| format!("**{}**", digits(ratio)))
-                .join(" | ");
+            let [ours, theirs] = records.map(|record| seconds(&record.bursts[number]));
+            let ratios = [0, 1, 2, 3].map(|of| format!("**{}**", digits(theirs[of] / ours[of])));
             table += &format!(
-                "| {title} | {width} | podspan-cni | {} |\n| | | reference | {} |\n| | | **ratio** | {ratios} |\n",
-                row(sides[0]),
-                row(sides[1]),
+                "| {title} | {width} | podspan-cni | {} |\n| | | reference | {} |\n| | | **ratio** | {} |\n",
+                ours.map(digits).join(" | "),
+                theirs.map(digits).join(" | "),
+                ratios.join(" | "),
             );
         }
     }
@@ -290,7 +273,7 @@ fn picture_of_add(measured: &Measured) -> Picture {
 
 fn picture_of_bursts(measured: &Measured) -> Picture {
     let groups = pairs(measured).map(|(contestant, records)| {
-        let add = |record: &Record| slowest(&record.bursts[0], |burst| burst.add).0;
+        let add = |record: &Record| seconds(&record.bursts[0])[0];
         compared(contestant.configuration.title, "s", records.map(add))
     });
     Picture {
