@@ -4,10 +4,12 @@
 //! is the plugin's own. `make bench` counts the requests of both and fails when ADD has others than [`attach`] below.
 //! Two more words make it the bench's tool: `nothing` is a process's own cost, `peak` tells another program's memory.
 #![allow(missing_docs, reason = "a benchmark")]
+#![no_main]
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::net::IpAddr;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use ipnet::IpNet;
 use podspan_kernel::{
@@ -16,9 +18,14 @@ use podspan_kernel::{
 };
 use wait4::Wait4;
 
-fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+podspan_kernel::start!(run);
+
+fn run(words: Vec<OsString>) -> bool {
+    let words: Vec<_> = words
+        .iter()
+        .skip(1)
+        .filter_map(|word| word.to_str())
+        .collect();
     let outcome = match words.as_slice() {
         ["nothing"] => Ok(()),
         ["attach", netns, bridge, host_veth, address, gateway] => {
@@ -27,13 +34,10 @@ fn main() -> ExitCode {
         ["peak", program] => peak(program),
         _ => Err("nothing | attach NETNS BRIDGE HOST_VETH ADDRESS GATEWAY | peak PROGRAM".into()),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("floor: {error}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = &outcome {
+        eprintln!("floor: {error}");
     }
+    outcome.is_ok()
 }
 
 /// The requests of `attach.rs` and `bridge.rs`, in their order, where the bridge is there and nothing fails.
@@ -77,7 +81,7 @@ fn attach(
 
     pod_netns.enter()?;
     let mut pod = Netlink::open()?;
-    let index = pod.link(&ifname)?.index;
+    let index = pod.link_index(&ifname)?;
     pod.ensure_address(index, address)?;
     pod.set_link(
         index,
