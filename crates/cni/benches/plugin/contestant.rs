@@ -36,28 +36,28 @@ pub struct Configuration {
 pub const CONFIGURATIONS: [Configuration; 4] = [
     Configuration {
         key: "plain",
-        title: "bridge and IPAM",
+        title: "Bridge and IPAM",
         masquerade: false,
         host_port: false,
         bandwidth: false,
     },
     Configuration {
         key: "masquerade",
-        title: "… and masquerade",
+        title: "with masquerade",
         masquerade: true,
         host_port: false,
         bandwidth: false,
     },
     Configuration {
         key: "host-port",
-        title: "… and a host port",
+        title: "with masquerade, host port",
         masquerade: true,
         host_port: true,
         bandwidth: false,
     },
     Configuration {
         key: "bandwidth",
-        title: "… and bandwidth",
+        title: "with masquerade, host port, bandwidth",
         masquerade: true,
         host_port: true,
         bandwidth: true,

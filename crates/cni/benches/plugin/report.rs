@@ -260,7 +260,7 @@ fn picture_of_add(measured: &Measured) -> Picture {
         0,
         Group {
             title: "What nobody can undercut".into(),
-            bars: vec![bar("the kernel's part", Colour::Floor, (attach, "ms"))],
+            bars: vec![bar("ADD's requests alone", Colour::Floor, (attach, "ms"))],
         },
     );
     Picture {
