@@ -66,6 +66,8 @@ pub struct Measured {
     pub contestants: Vec<(Contestant, Record)>,
     pub bare: Bare,
     pub rounds: usize,
+    /// Before anything was measured, in percent.
+    pub idle: f64,
     pub took: Duration,
 }
 
@@ -96,6 +98,7 @@ fn measure(wanted: &Wanted) -> Result<(), String> {
         contestants: contestants(wanted, shm.path())?,
         bare: Bare::new(floor),
         rounds: 0,
+        idle: machine::idle(),
         took: Duration::ZERO,
     };
     count(&mut measured, floor, &shm.path().join("calls"))?;

@@ -46,10 +46,12 @@ fn pairs(measured: &Measured) -> impl Iterator<Item = (&Contestant, [&Record; 2]
 fn machine_and_run(measured: &Measured) -> String {
     let size = std::fs::metadata(podspan()).map_or(0, |file| file.len());
     format!(
-        "{}* the run: {} rounds, {:.0} minutes in all; `podspan-cni` has {:.2} MiB\n",
+        "{}* the run: {} rounds, {:.1} minutes in all, on processors that were {:.0} % idle before; \
+         `podspan-cni` has {:.2} MiB\n",
         machine::describe(),
         measured.rounds,
         measured.took.as_secs_f64() / 60.0,
+        measured.idle,
         size as f64 / (1 << 20) as f64,
     )
 }
