@@ -36,7 +36,9 @@ pub use set::{Holds, Set};
 pub use value::{Type, Value};
 
 use crate::error::{Error, Result};
-use crate::netlink::{DUMP_TRIES, RECEIVE_BUFFER, Received, Refusal, split_message};
+use crate::netlink::{
+    DUMP_TRIES, RECEIVE_BUFFER, Received, Refusal, receive_datagram, split_message, u16_at,
+};
 use encode::{Attributes, Encoder};
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
@@ -202,7 +204,8 @@ impl Nft {
 
     /// All elements of a set or a map.
     ///
-    /// A dump that the kernel calls interrupted (`NLM_F_DUMP_INTR`: a commit came between) is begun again.
+    /// A list between whose parts a commit came, or that has an element twice, is begun again: the kernel finds its place by
+    /// counting, and then skips others. It does not always call such a list interrupted itself (`NLM_F_DUMP_INTR`).
     ///
     /// # Errors
     /// Not found; EBADMSG when the set is of other types than `set` says; EINTR when commits never let a dump finish.
@@ -225,6 +228,8 @@ impl Nft {
                 },
             );
             match asked {
+                // Its hash table grew meanwhile, and was walked again from its beginning (`nft_rhash_walk`).
+                Ok(()) if stored.as_deref().is_some_and(element::has_doubles) => {}
                 Ok(()) => {
                     return stored
                         .and_then(|all| element::understand(set, all))
@@ -251,14 +256,18 @@ impl Nft {
         request.number(sequence);
         self.send(request.bytes())?;
         let mut interrupted = false;
+        let mut generation = None;
         loop {
-            let ended = self.receive(true, |answer| {
+            let ended = self.receive(|answer| {
                 if answer.sequence != sequence {
                     return None;
                 }
                 interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
                 let outcome = answer.outcome();
                 if outcome.is_none() {
+                    // `res_id` is the number of the last commit (`nft_base_seq`).
+                    let of_part = u16_at(answer.payload, 2);
+                    interrupted |= *generation.get_or_insert(of_part) != of_part;
                     let payload = answer.payload.get(GENERIC_HEADER..);
                     object(Attributes(payload.unwrap_or_default()));
                 }
@@ -280,7 +289,7 @@ impl Nft {
         let mut failure: Option<Failure> = None;
         let mut lost = false;
         loop {
-            let read = self.receive(!lost, |answer| {
+            let read = self.receive(|answer| {
                 let message = usize::try_from(answer.sequence.wrapping_sub(first)).ok()?;
                 let place = message.checked_sub(1);
                 let outcome = answer.outcome().filter(|_| message <= count)?;
@@ -296,7 +305,7 @@ impl Nft {
                     lost = true;
                     false
                 }
-                Err(refusal) if refusal.errno == Errno::AGAIN && lost => {
+                Err(refusal) if refusal.errno == Errno::NOMSG && lost => {
                     return Err(failure.unwrap_or_else(|| Refusal::from(Errno::NOBUFS).into()));
                 }
                 Err(refusal) => return Err(refusal.into()),
@@ -332,29 +341,14 @@ impl Nft {
     /// Reads one datagram and gives each message in it to `look`, until that gives something.
     fn receive<T>(
         &mut self,
-        wait: bool,
         mut look: impl FnMut(&Received<'_>) -> Option<T>,
     ) -> std::result::Result<Option<T>, Refusal> {
-        let flags = if wait {
-            rustix::net::RecvFlags::empty()
-        } else {
-            rustix::net::RecvFlags::DONTWAIT
-        };
-        self.buffer.clear();
-        while let Err(error) = self
-            .socket
-            .recv(&mut self.buffer, flags.bits().cast_signed())
-        {
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                return Err(Refusal::from_io(&error));
-            }
-        }
+        receive_datagram(&self.socket, &mut self.buffer)?;
         let mut rest = self.buffer.as_slice();
-        while let Some((message, after)) = split_message(rest) {
+        while let Some(message) = split_message(&mut rest)? {
             if let Some(found) = look(&message) {
                 return Ok(Some(found));
             }
-            rest = after;
         }
         Ok(None)
     }
