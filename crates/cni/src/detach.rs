@@ -36,6 +36,20 @@ pub fn detach(
     Error::from_all(errors)
 }
 
+/// Undoes an ADD, whose thread may be in the pod's network namespace by now: what masquerades is reached from the node's only.
+///
+/// # Errors
+/// That the way back is closed, and nothing was undone; else as [`detach`]. The DEL that follows does the same.
+pub fn undo(
+    netlink: &mut Netlink,
+    network: &NetworkName,
+    id: &AttachmentId,
+    store: &AddressStore,
+) -> Result<(), Error> {
+    netlink.netns()?.enter()?;
+    detach(netlink, network, id, store)
+}
+
 /// Detaches every attachment of the network that is not `valid`, and frees what damage left (T29, T30).
 ///
 /// # Errors

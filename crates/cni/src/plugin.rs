@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::attach::{attach, require_foreign};
 use crate::check::check;
-use crate::detach::{collect_garbage, detach};
+use crate::detach::{collect_garbage, detach, undo};
 use crate::error::Error;
 use crate::netconf::{Input, Surroundings};
 use crate::program::{Program, serve_host_local, serve_loopback};
@@ -132,7 +132,7 @@ fn add<I, O: Write>(
     let Err(error) = told else {
         return Ok(());
     };
-    let undone = detach(&mut host, &conf.network, &pod.attachment, &store);
+    let undone = undo(&mut host, &conf.network, &pod.attachment, &store);
     Err(Error::Several(
         [Some(error), undone.err()].into_iter().flatten().collect(),
     ))
