@@ -1,6 +1,8 @@
-//! Killed at each of its system calls in turn, the plugin leaves nothing that the DEL after it does not find.
+//! Killed at each of its system calls in turn, the plugin leaves nothing that the DEL or GC after it does not find.
 //!
-//! The calls are enumerated, not sampled: `strace` lists those of one run, and then kills one run at each of them.
+//! The calls are enumerated, not sampled: `strace` lists those of one run, and then kills one run at each of them, in each
+//! of the configurations of `harness/world.rs`. Those before the plugin reads its input are the same for all commands and
+//! configurations, and tried once.
 //! Also here: what the plugin must never do at all, seen in the same list.
 
 #![allow(
@@ -12,69 +14,29 @@
 
 mod harness;
 
-use std::collections::BTreeMap;
+use harness::Pod;
+use harness::world::{Call, Configuration, World, calls, each};
+use serde_json::Value;
 
-use harness::{Node, Pod, run_raw};
-use serde_json::{Value, json};
-
-/// The system calls of one run, in order.
-fn trace(node: &Node, command: &str, pod: &Pod, conf: &Value) -> Vec<String> {
-    let file = node.data.path().join("trace");
-    let strace = ["strace", "-f", "-qq", "-o", file.to_str().unwrap()].map(str::to_owned);
-    let mut process = node.command(&strace, command, "c1");
-    let output = run_raw(process.env("CNI_NETNS", pod.path()), conf);
-    assert!(
-        output.status.success(),
-        "{command} under strace: {output:?}"
-    );
-    let text = std::fs::read_to_string(file).unwrap();
-    text.lines()
-        .map(|line| line.split_once(' ').unwrap().1.trim_start().to_owned())
-        .collect()
-}
-
-/// The system calls of an ADD that never had to wait for the kernel: those that every ADD makes. The pod is attached then.
-fn trace_add(node: &Node, pod: &Pod, (conf, before): (&Value, &dyn Fn())) -> Vec<String> {
-    for _ in 0..100 {
-        before();
-        let lines = trace(node, "ADD", pod, conf);
-        if !lines.iter().any(|line| line.starts_with("clock_nanosleep")) {
-            return lines;
-        }
-        node.del("c1", conf).expect_ok();
-    }
-    panic!("each of a hundred ADDs had to wait for its IPv6 address");
-}
-
-/// Each system call with its number among those of the same name, as `strace --inject` counts them.
-fn points(trace: &[String]) -> Vec<(String, usize)> {
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    let calls = trace
-        .iter()
-        .filter_map(|line| line.split_once('('))
-        .map(|(name, _)| name);
-    // The first is strace's own exec of the plugin; a kill at the end of the process comes too late to matter.
-    let calls = calls
-        .skip(1)
-        .filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
-    calls
-        .map(|name| {
-            let number = seen.entry(name).or_default();
-            *number += 1;
-            // strace counts its exec, too.
-            (name.to_owned(), *number + usize::from(name == "execve"))
-        })
-        .filter(|(name, _)| name != "exit_group")
-        .collect()
+/// Where to kill: every call from the reading of the input on, but the end of the process, which comes too late to matter.
+fn points(lines: &[String]) -> Vec<Call> {
+    let mut points = calls(lines);
+    points.retain(|call| !call.early && call.name != "exit_group");
+    points
 }
 
 /// Runs `command` and kills it when it enters the system call.
-fn run_killed(node: &Node, pod: &Pod, conf: &Value, (command, at): (&str, &(String, usize))) {
-    let (name, number) = at;
-    let inject = format!("--inject={name}:signal=KILL:when={number}");
-    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", &inject].map(str::to_owned);
-    let mut process = node.command(&strace, command, "c1");
-    let output = run_raw(process.env("CNI_NETNS", pod.path()), conf);
+fn run_killed(world: &World, command: &str, (conf, at): (&Value, &Call)) {
+    let Call { name, number, .. } = at;
+    let strace = [
+        "strace",
+        "-f",
+        "-qq",
+        "--output=/dev/null",
+        &format!("--trace={name}"),
+        &format!("--inject={name}:signal=KILL:when={number}"),
+    ];
+    let output = world.run(&strace.map(str::to_owned), command, conf);
     assert!(
         !output.status.success(),
         "{command} was not killed at {name} {number}: {output:?}"
@@ -83,95 +45,137 @@ fn run_killed(node: &Node, pod: &Pod, conf: &Value, (command, at): (&str, &(Stri
 
 #[test]
 fn add_killed_at_any_system_call_and_then_del_leaves_nothing() {
-    for conf in [json!({}), json!({"ipMasq": true})] {
-        add_killed_and_then_del(&conf);
+    for configuration in Configuration::of_this_run() {
+        let world = World::new(configuration);
+        let points = points(&world.trace_add(|| ()));
+        assert!(points.len() > 60, "strace listed only {}", points.len());
+        each(configuration, &points, |world, point| {
+            run_killed(world, "ADD", (&world.conf, point));
+            world.node.del("c1", &world.conf).expect_ok();
+            world.assert_nothing_is_left(&format!("ADD killed at {point:?}, then DEL"));
+        });
+        let (name, count) = (configuration.name, points.len());
+        println!("{name}: ADD killed at each of {count} system calls, then DEL");
     }
 }
 
-fn add_killed_and_then_del(changes: &Value) {
-    let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(changes.clone());
-    // The bridge is made once and for all; its making has a test of its own.
-    node.add("first", &Pod::new(), &conf).expect_ok();
-    node.del("first", &conf).expect_ok();
-    let points = points(&trace_add(&node, &pod, (&conf, &|| ())));
-    node.del("c1", &conf).expect_ok();
-    assert!(
-        points.len() > 60,
-        "strace listed only {} system calls",
+#[test]
+fn add_killed_before_it_reads_its_input_has_done_nothing() {
+    let configuration = Configuration::of_this_run()[0];
+    let mut points = calls(&World::new(configuration).trace_add(|| ()));
+    // The first is strace's own exec of the plugin.
+    points.retain(|call| call.early && !(call.name == "execve" && call.number == 1));
+    each(configuration, &points, |world, point| {
+        run_killed(world, "ADD", (&world.conf, point));
+        world.assert_nothing_is_left(&format!("ADD killed at {point:?}"));
+    });
+    println!(
+        "killed at each of {} system calls before the input",
         points.len()
     );
-    for point in &points {
-        run_killed(&node, &pod, &conf, ("ADD", point));
-        node.del("c1", &conf).expect_ok();
-        node.assert_clean(&format!("ADD killed at {point:?}, then DEL"));
-        assert_eq!(
-            pod.ip("link show").as_array().unwrap().len(),
-            1,
-            "in the pod: {point:?}"
-        );
-    }
-    // And the next ADD works, with the addresses that are next in turn.
-    node.add("c1", &pod, &conf).expect_ok();
-    node.assert_foreign_survives();
-    println!("ADD killed at each of {} system calls", points.len());
+}
+
+/// DEL's way to what is left is the attachment's name, GC's is a list of all there is.
+#[test]
+fn add_killed_at_any_system_call_and_then_gc_leaves_nothing() {
+    let configuration = Configuration::with_everything();
+    let points = points(&World::new(configuration).trace_add(|| ()));
+    each(configuration, &points, |world, point| {
+        run_killed(world, "ADD", (&world.conf, point));
+        world.gc(&[]);
+        world.assert_nothing_is_left(&format!("ADD killed at {point:?}, then GC"));
+    });
+    let (name, count) = (configuration.name, points.len());
+    println!("{name}: ADD killed at each of {count} system calls, then GC");
 }
 
 #[test]
 fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
-    let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(json!({"ipMasq": true}));
-    node.add("c1", &pod, &conf).expect_ok();
-    let points = points(&trace(&node, "DEL", &pod, &conf));
-    assert!(
-        points.len() > 30,
-        "strace listed only {} system calls",
-        points.len()
-    );
-    for point in &points {
-        node.add("c1", &pod, &conf).expect_ok();
-        run_killed(&node, &pod, &conf, ("DEL", point));
-        node.del("c1", &conf).expect_ok();
-        node.assert_clean(&format!("DEL killed at {point:?}, then repeated"));
+    for configuration in Configuration::of_this_run() {
+        let world = World::new(configuration);
+        world.node.add("c1", &world.pod, &world.conf).expect_ok();
+        let points = points(&world.trace("DEL", &world.conf));
+        assert!(points.len() > 30, "strace listed only {}", points.len());
+        each(configuration, &points, |world, point| {
+            world.node.add("c1", &world.pod, &world.conf).expect_ok();
+            run_killed(world, "DEL", (&world.conf, point));
+            world.node.del("c1", &world.conf).expect_ok();
+            world.assert_nothing_is_left(&format!("DEL killed at {point:?}, then repeated"));
+        });
+        let (name, count) = (configuration.name, points.len());
+        println!("{name}: DEL killed at each of {count} system calls");
     }
-    node.assert_foreign_survives();
-    println!("DEL killed at each of {} system calls", points.len());
 }
 
 #[test]
-fn the_first_add_of_a_node_killed_anywhere_leaves_a_bridge_that_the_next_completes() {
-    let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(json!({}));
-    let begin_anew = || {
-        node.ns.ip("link del podspan0");
-        std::fs::remove_dir_all(node.data.path().join("net")).unwrap();
-    };
-    node.add("c1", &pod, &conf).expect_ok();
-    node.del("c1", &conf).expect_ok();
-    let points = points(&trace_add(&node, &pod, (&conf, &begin_anew)));
-    node.del("c1", &conf).expect_ok();
-    for point in points {
-        begin_anew();
-        run_killed(&node, &pod, &conf, ("ADD", &point));
-        node.del("c1", &conf).expect_ok();
-        node.assert_clean(&format!("ADD killed at {point:?}, then DEL"));
-        node.add("c1", &pod, &conf).expect_ok();
-        let bridge = &node.ns.ip("-d addr show podspan0")[0];
-        assert_eq!(
-            bridge["ifalias"], "podspan:bridge",
-            "the mark, after a kill at {point:?}"
-        );
-        assert_eq!(bridge["address"], "0a:58:0a:f4:01:01");
-        node.del("c1", &conf).expect_ok();
+fn gc_killed_at_any_system_call_spares_the_valid_and_leaves_nothing_when_repeated() {
+    for configuration in Configuration::of_this_run() {
+        let world = World::new(configuration);
+        let kept = Pod::new();
+        world.node.add("kept", &kept, &world.conf).expect_ok();
+        world.node.add("c1", &world.pod, &world.conf).expect_ok();
+        let points = points(&world.trace("GC", &world.gc_conf(&["kept"])));
+        assert!(points.len() > 30, "strace listed only {}", points.len());
+        each(configuration, &points, |world, point| {
+            let (node, conf, kept) = (&world.node, &world.conf, Pod::new());
+            let context = format!("GC killed at {point:?}, then repeated");
+            let added = node.add("kept", &kept, conf).expect_ok();
+            node.add("c1", &world.pod, conf).expect_ok();
+            run_killed(world, "GC", (&world.gc_conf(&["kept"]), point));
+            world.gc(&["kept"]);
+            world.assert_all_addresses_are_free_but(1, &context);
+            let check = node.check("kept", &kept, &node.with_prev(conf, &added));
+            assert!(check.ok, "{context}: {}", check.json);
+            node.del("kept", conf).expect_ok();
+            world.assert_nothing_is_left(&context);
+        });
+        let (name, count) = (configuration.name, points.len());
+        println!("{name}: GC killed at each of {count} system calls");
+    }
+}
+
+#[test]
+fn the_first_add_of_a_node_killed_anywhere_leaves_a_node_that_the_next_completes() {
+    for configuration in Configuration::of_this_run() {
+        let world = World::new(configuration);
+        let lines = world.trace_add(|| world.begin_anew());
+        let mut points = points(&lines);
+        points.retain(|point| !point.early);
+        each(configuration, &points, |world, point| {
+            let (node, conf) = (&world.node, &world.conf);
+            world.begin_anew();
+            run_killed(world, "ADD", (conf, point));
+            node.del("c1", conf).expect_ok();
+            assert_eq!(
+                world.left(),
+                Vec::<String>::new(),
+                "ADD killed at {point:?}, then DEL"
+            );
+            let added = node.add("c1", &world.pod, conf).expect_ok();
+            let check = node.check("c1", &world.pod, &node.with_prev(conf, &added));
+            assert!(check.ok, "after a kill at {point:?}: {}", check.json);
+            let bridge = &node.ns.ip("-d addr show podspan0")[0];
+            assert_eq!(
+                bridge["ifalias"], "podspan:bridge",
+                "the mark, after a kill at {point:?}"
+            );
+            assert_eq!(bridge["address"], "0a:58:0a:f4:01:01");
+            node.del("c1", conf).expect_ok();
+            world.assert_nothing_is_left(&format!("after a kill at {point:?}"));
+        });
+        let (name, count) = (configuration.name, points.len());
+        println!("{name}: the first ADD killed at each of {count} system calls");
     }
 }
 
 #[test]
 fn the_plugin_starts_no_process_no_thread_and_no_network_connection() {
-    let (node, pod) = (Node::new(), Pod::new());
-    let conf = node.conf(json!({}));
-    for command in ["ADD", "DEL"] {
-        for line in trace(&node, command, &pod, &conf).iter().skip(1) {
+    for configuration in Configuration::of_this_run() {
+        let world = World::new(configuration);
+        let add = world.trace_add(|| ());
+        world.node.add("c1", &world.pod, &world.conf).expect_ok();
+        let del = world.trace("DEL", &world.conf);
+        for line in add.iter().skip(1).chain(del.iter().skip(1)) {
             let name = line.split('(').next().unwrap();
             assert!(
                 !["fork", "vfork", "clone", "clone3", "execve", "connect"].contains(&name),

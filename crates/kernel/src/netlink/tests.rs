@@ -1,9 +1,6 @@
 //! Answers that make no sense: by hand, and by the thousand. They come through the socket, from another one in the same
 //! namespace, and are there before the kernel's own.
 
-use std::sync::mpsc;
-use std::time::Duration;
-
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteMessage;
@@ -71,29 +68,6 @@ pub(crate) fn nearly(corpus: &[Vec<u8>], sequence: u32, dice: &mut Dice) -> Vec<
         }
     }
     bytes
-}
-
-/// Does `work` on a thread of its own; fails when it does not end in time.
-pub(crate) fn ends(work: impl FnOnce() + Send) {
-    std::thread::scope(|scope| {
-        let (done, end) = mpsc::channel::<()>();
-        let worker = scope.spawn(move || {
-            let _done = done;
-            work();
-        });
-        let longest =
-            std::env::var("PODSPAN_FUZZ_SECONDS").map_or(10, |text| text.parse().unwrap());
-        if end.recv_timeout(Duration::from_secs(longest + 60))
-            == Err(mpsc::RecvTimeoutError::Timeout)
-        {
-            // A thread cannot be ended, and the scope would wait for it.
-            eprintln!("a case hangs: the seed printed last");
-            std::process::abort();
-        }
-        if let Err(panic) = worker.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
 }
 
 fn names() -> [IfName; 3] {
@@ -180,22 +154,18 @@ fn ask(netlink: &mut Netlink, dice: &mut Dice) {
 fn no_answer_of_rtnetlink_makes_it_panic_hang_or_grow() {
     let ns = TestNs::new();
     let corpus = corpus(&ns);
-    let here = Netns::current().unwrap();
-    ends(|| {
-        here.enter().unwrap();
-        let impostor = Impostor::new(NETLINK_ROUTE);
-        let count = fuzz::run(|seed| {
-            let mut dice = Dice::new(seed);
-            let mut netlink = Netlink::open().unwrap();
-            for _ in 0..=dice.below(3) {
-                let sequence = netlink.sequence.wrapping_add(1);
-                impostor.send(&netlink.socket, &nearly(&corpus, sequence, &mut dice));
-            }
-            ask(&mut netlink, &mut dice);
-            assert_eq!(netlink.buffer.capacity(), RECEIVE_BUFFER);
-        });
-        println!("{count} answers of rtnetlink");
+    let impostor = Impostor::new(NETLINK_ROUTE);
+    let count = fuzz::run(|seed| {
+        let mut dice = Dice::new(seed);
+        let mut netlink = Netlink::open().unwrap();
+        for _ in 0..=dice.below(3) {
+            let sequence = netlink.sequence.wrapping_add(1);
+            impostor.send(&netlink.socket, &nearly(&corpus, sequence, &mut dice));
+        }
+        ask(&mut netlink, &mut dice);
+        assert_eq!(netlink.buffer.capacity(), RECEIVE_BUFFER);
     });
+    println!("{count} answers of rtnetlink");
 }
 
 /// What `question` comes to when `answer` is there before the kernel's own.

@@ -3,10 +3,14 @@
 //! `PODSPAN_FUZZ_SECONDS` says how long each target runs, 10 seconds otherwise. A case that fails prints its seed;
 //! `PODSPAN_FUZZ_SEED` runs that case alone.
 
+use std::fmt;
+use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SECONDS: &str = "PODSPAN_FUZZ_SECONDS";
 const SEED: &str = "PODSPAN_FUZZ_SEED";
+/// No case takes so long, not even one that fails and is made smaller.
+const HANG: Duration = Duration::from_secs(120);
 
 /// Numbers that look random: SplitMix64 (Steele, Lea and Flood 2014), for which any seed is as good as another.
 #[derive(Debug, Clone)]
@@ -51,19 +55,16 @@ impl Dice {
 /// # Panics
 /// When a case does; its seed is printed then. When an environment variable is no number.
 pub fn run(mut case: impl FnMut(u64)) -> u64 {
-    /// Tells the seed when the case panics.
-    struct Told(u64);
-    impl Drop for Told {
-        #[expect(clippy::print_stderr, reason = "how a failure is repeated")]
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("to repeat this case alone: {SEED}={}", self.0);
-            }
-        }
-    }
-    if let Some(seed) = number(SEED) {
+    let (begins, begun) = mpsc::channel();
+    std::thread::spawn(move || watch(&begun));
+    let mut tried = |seed: u64| {
+        // It ends before we do only by ending all.
+        let _ = begins.send(seed);
         let _told = Told(seed);
         case(seed);
+    };
+    if let Some(seed) = number(SEED) {
+        tried(seed);
         return 1;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -71,11 +72,41 @@ pub fn run(mut case: impl FnMut(u64)) -> u64 {
     let end = Instant::now() + Duration::from_secs(number(SECONDS).unwrap_or(10));
     let mut count = 0;
     while Instant::now() < end {
-        let told = Told(seeds.roll());
-        case(told.0);
+        tried(seeds.roll());
         count += 1;
     }
     count
+}
+
+/// Tells the seed when its case panics.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tell(format_args!("to repeat this case alone: {SEED}={}", self.0));
+        }
+    }
+}
+
+/// Ends the whole test when a case hangs: a thread cannot be ended.
+fn watch(begun: &mpsc::Receiver<u64>) {
+    let Ok(mut last) = begun.recv() else { return };
+    loop {
+        match begun.recv_timeout(HANG) {
+            Ok(seed) => last = seed,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                tell(format_args!("this case hangs: {SEED}={last}"));
+                std::process::abort();
+            }
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "how a failure is repeated")]
+fn tell(text: fmt::Arguments<'_>) {
+    eprintln!("{text}");
 }
 
 #[expect(clippy::panic, reason = "a test's input")]
