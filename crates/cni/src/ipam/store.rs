@@ -245,8 +245,9 @@ impl Store {
         let written = locked.directory.read("boot_id")?.unwrap_or_default();
         match written.trim() {
             same if same == self.boot_id => return Ok(locked),
-            // No boot id is not another boot: the directory is new, or it was host-local's.
-            "" => locked.adopt()?,
+            // No boot id is not another boot: the directory is new, it was host-local's, or the file is damaged. To take
+            // that for another boot would give the addresses of living pods to others.
+            none if none.len() != self.boot_id.len() => locked.adopt()?,
             _ => locked.void()?,
         }
         locked.directory.ensure_inner("attachments")?;
@@ -306,15 +307,22 @@ impl Locked {
             .collect()
     }
 
-    /// The next address that nobody has. Where host-local frees addresses too, our queue does not hear of it: before such
-    /// a set counts as exhausted, one more lap is made through it.
+    /// The next address that nobody has. The queue does not hear of all that is freed: host-local does not tell it, and
+    /// its file may be damaged. Before a set counts as exhausted, its address files are counted.
     fn candidate(&self, queue: &mut Queue<'_>) -> Result<IpAddr, IpamError> {
         let mut found = queue.peek()?;
-        if found.is_none() && self.is_shared()? {
+        if found.is_none() && self.taken_of(queue.set())? < queue.set().total() {
             queue.begin_lap();
             found = queue.peek()?;
         }
         found.ok_or_else(|| queue.exhausted())
+    }
+
+    /// How many addresses of the set have a file. Costs as much as there are files.
+    fn taken_of(&self, set: &RangeSet) -> Result<u128, IpamError> {
+        let addresses = self.addresses()?.into_iter();
+        let of_set = addresses.filter(|ip| set.range_of(*ip).is_some());
+        Ok(of_set.count() as u128)
     }
 
     /// The address, when nobody has it.
