@@ -157,14 +157,17 @@ impl AddressStore {
     ) -> Result<Option<Stopped>, Error> {
         match self {
             Self::Own(dir) => {
-                let addresses = Ipam::of_network(dir, network, &boot_id()?)?.find(id)?;
+                let addresses = Ipam::of_network(dir, network, &boot_id()?)?.held(id)?;
                 if addresses.is_empty() {
                     Ok(None)
                 } else {
                     masquerade::stop(&addresses)
                 }
             }
-            Self::Delegated(_) => masquerade::stop_all_of(&id.alias(network)?),
+            // What has no alias never was attached.
+            Self::Delegated(_) => id
+                .alias(network)
+                .map_or(Ok(None), |alias| masquerade::stop_all_of(&alias)),
         }
     }
 

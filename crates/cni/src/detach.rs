@@ -12,6 +12,7 @@ use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, NetworkName};
 use crate::error::Error;
 use crate::ipam::{Ipam, boot_id};
+use crate::masquerade::stop_all_but;
 
 /// Removes the attachment's links and frees its addresses.
 ///
@@ -59,6 +60,38 @@ pub fn collect_garbage(
     valid: &BTreeSet<AttachmentId>,
     store: &AddressStore,
 ) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    let mut keep = valid.clone();
+    let detached = detach_all_but(&mut keep, (network, store), &mut errors);
+    let freed = match (store, detached) {
+        // What is left has no owner: damage. Its masquerading goes first.
+        (AddressStore::Own(dir), Ok(())) => stop_all_but(network, &keep).and_then(|_stopped| {
+            let freed =
+                boot_id().and_then(|boot| Ipam::of_network(dir, network, &boot)?.retain(&keep));
+            freed.map_err(Error::Ipam)
+        }),
+        // It is not known which addresses are still some link's.
+        (AddressStore::Own(_), Err(error)) => Err(error),
+        // The delegate's affair is its own: it hears of every GC.
+        (AddressStore::Delegated(delegate), detached) => {
+            errors.extend(detached.err());
+            errors.extend(stop_all_but(network, &keep).err());
+            delegate.tell("GC")
+        }
+    };
+    errors.extend(freed.err());
+    Error::from_all(errors)
+}
+
+/// Detaches all attachments but those; what could not be detached joins them, and `errors` tell why.
+///
+/// # Errors
+/// When it is not known which attachments there are.
+fn detach_all_but(
+    keep: &mut BTreeSet<AttachmentId>,
+    (network, store): (&NetworkName, &AddressStore),
+    errors: &mut Vec<Error>,
+) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
     let mut lost: BTreeSet<AttachmentId> = attachments(&mut netlink, network)?;
     if let AddressStore::Own(dir) = store {
@@ -66,10 +99,7 @@ pub fn collect_garbage(
         let taken = Ipam::of_network(dir, network, &boot_id()?)?.list()?;
         lost.extend(taken.into_iter().filter_map(|taken| taken.owner));
     }
-    lost.retain(|id| !valid.contains(id));
-
-    let mut errors = Vec::new();
-    let mut keep = valid.clone();
+    lost.retain(|id| !keep.contains(id));
     for id in lost {
         let detached = match store {
             AddressStore::Own(_) => detach(&mut netlink, network, &id, store),
@@ -83,15 +113,7 @@ pub fn collect_garbage(
             keep.insert(id);
         }
     }
-    let freed = match store {
-        // What is left has no owner: damage.
-        AddressStore::Own(dir) => boot_id()
-            .and_then(|boot| Ipam::of_network(dir, network, &boot)?.retain(&keep))
-            .map_err(Error::Ipam),
-        AddressStore::Delegated(delegate) => delegate.tell("GC"),
-    };
-    errors.extend(freed.err());
-    Error::from_all(errors)
+    Ok(())
 }
 
 /// The attachments of the network that have a host veth, by their aliases.

@@ -5,6 +5,7 @@
 //! somebody else's is looked at: rules of ours match our sets only.
 //! A surprise: DEL removes the elements always, also where `ipMasq` is off now, or a later pod would inherit them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use podspan_kernel::nft::{
@@ -13,7 +14,7 @@ use podspan_kernel::nft::{
 };
 use podspan_kernel::{Errno, IfName};
 
-use crate::attachment::MARK;
+use crate::attachment::{AttachmentId, MARK, NetworkName};
 use crate::error::Error;
 
 /// All packet filtering of ours is in tables of this name.
@@ -93,20 +94,36 @@ pub fn stop(addresses: &[IpAddr]) -> Result<Option<Stopped>, Error> {
 /// # Errors
 /// What the kernel answered.
 pub fn stop_all_of(owner: &str) -> Result<Option<Stopped>, Error> {
+    stop_those(|comment| comment == self::comment(owner))
+}
+
+/// Ends the masquerading of what is an attachment's of that network and not one of these: looks at all elements.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn stop_all_but(
+    network: &NetworkName,
+    keep: &BTreeSet<AttachmentId>,
+) -> Result<Option<Stopped>, Error> {
+    stop_those(
+        |comment| match AttachmentId::from_alias(&format!("{MARK}{comment}")) {
+            Some((of, id)) => of == *network && !keep.contains(&id),
+            None => false,
+        },
+    )
+}
+
+fn stop_those(is_meant: impl Fn(&str) -> bool) -> Result<Option<Stopped>, Error> {
     let Some((mut nft, known)) = list()? else {
         return Ok(None);
     };
     let mut batch = Batch::new();
-    for element in known
-        .iter()
-        .filter(|element| element.comment.as_deref() == Some(comment(owner)))
-    {
-        let set = if matches!(element.key.as_slice(), [Value::Ipv4(_)]) {
-            &PODS4
-        } else {
-            &PODS6
-        };
-        batch.delete_element(set, element);
+    for element in &known {
+        if element.comment.as_deref().is_some_and(&is_meant) {
+            let is_ipv4 = matches!(element.key.as_slice(), [Value::Ipv4(_)]);
+            let set = if is_ipv4 { &PODS4 } else { &PODS6 };
+            batch.delete_element(set, element);
+        }
     }
     if !batch.is_empty() {
         nft.commit(batch)?;

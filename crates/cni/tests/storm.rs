@@ -2,7 +2,8 @@
 //!
 //! All the time a watcher looks into the pods' namespaces themselves: an address that two of them have ends the test.
 //! Afterwards nothing may be left, and every address of every range must be there to be taken again, once.
-//! It is as long as `PODSPAN_STORM_SECONDS` says, 15 seconds otherwise.
+//! It is as long as `PODSPAN_STORM_SECONDS` says, 15 seconds otherwise: `PODSPAN_STORM_SECONDS=600 cargo test -p podspan-cni
+//! --test storm -- --nocapture` is the storm of ten minutes, to be run before a release.
 
 #![allow(
     clippy::unwrap_used,

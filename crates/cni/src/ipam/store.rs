@@ -182,6 +182,20 @@ impl Store {
         IpamError::gather(faults).map(|()| addresses)
     }
 
+    /// The addresses that [`Self::release`] frees: those of [`Self::find`], and those on record whose files are damaged.
+    ///
+    /// # Errors
+    /// When the file system fails.
+    pub fn held(&self, id: &AttachmentId) -> Result<Vec<IpAddr>, IpamError> {
+        match self.enter_existing()? {
+            Some(locked) => {
+                let (held, faults) = locked.held(id)?;
+                IpamError::gather(faults).map(|()| held)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// All addresses that are taken, by address. Costs as much as there are.
     ///
     /// # Errors
@@ -369,18 +383,27 @@ impl Locked {
         })
     }
 
-    fn release(&self, id: &AttachmentId) -> Result<(), IpamError> {
+    /// The addresses that are the attachment's to free, and what failed on the way.
+    fn held(&self, id: &AttachmentId) -> Result<(Vec<IpAddr>, Vec<IpamError>), IpamError> {
         let record = self.record(id)?;
-        let proven = matches!(record, Record::Sound(_));
+        let mut held = Vec::new();
         let mut faults = Vec::new();
         for ip in self.addresses_of(id, &record)? {
-            let freed = self.owner(ip).and_then(|owner| match owner {
-                Owner::Attachment(owner) if owner == *id => self.free(ip),
+            match self.owner(ip) {
+                Ok(Owner::Attachment(owner)) if owner == *id => held.push(ip),
                 // Only an atomic link can have put it there, so the record proves whose it was before the damage.
-                Owner::Unknown if proven => self.free(ip),
-                _ => Ok(()),
-            });
-            faults.extend(freed.err());
+                Ok(Owner::Unknown) if matches!(record, Record::Sound(_)) => held.push(ip),
+                Ok(_) => {}
+                Err(fault) => faults.push(fault),
+            }
+        }
+        Ok((held, faults))
+    }
+
+    fn release(&self, id: &AttachmentId) -> Result<(), IpamError> {
+        let (held, mut faults) = self.held(id)?;
+        for ip in held {
+            faults.extend(self.free(ip).err());
         }
         if faults.is_empty()
             && let Ok(record) = record_name(id)
