@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "the functions' names say it")]
 
 pub mod kill;
+pub mod world;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
