@@ -106,8 +106,8 @@ fn a_pod_s_port_has_its_vlans_or_the_kernel_is_told_to_have_none() {
         // DEL asks for nothing.
         node.del("c1", &conf).expect_ok();
         // Nor is a bridge of ours that is there changed.
-        node.add("plain", &Pod::new(), &node.conf(json!({})))
-            .expect_ok();
+        let plain = Pod::new();
+        node.add("plain", &plain, &node.conf(json!({}))).expect_ok();
         let before = node.ns.ip("link show podspan0");
         assert_eq!(node.add("c1", &pod, &conf).expect_error().0, 2);
         assert_eq!(node.pod_links().len(), 1, "{named}");
