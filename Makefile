@@ -3,6 +3,8 @@
 #   make test           every test that needs no container runtime
 #   make test-runtimes  the plugin under podman and containerd, as root
 SHELL      := /bin/bash
+# Words for the bench: without --write it only prints; names of configurations restrict it.
+BENCH      := --write
 HOST       := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO      := cargo
 CARGO_DENY := 0.20.2
@@ -13,7 +15,7 @@ STATIC     := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=stati
 # Kernel tests make namespaces: as an ordinary user, inside a user namespace.
 ISOLATED   := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --mount --net)
 
-.PHONY: build check test test-runtimes lab bench install-tools clean
+.PHONY: build check test test-runtimes lab bench instructions record-instructions install-tools clean
 
 build:
 	$(STATIC)
@@ -42,21 +44,35 @@ lab: debian-packages-lab build
 	  bin/podspan lab up --routing $$routing && bin/podspan lab check; status=$$?; \
 	  bin/podspan lab down; [ $$status -eq 0 ] || exit $$status; done
 
+# Measures, and writes what it measured into docs/benchmarks.md: six minutes, on a machine that does nothing else.
 bench: debian-packages-bench build
-	$(CARGO) bench --locked -p podspan-cni --bench plugin
+	$(STATIC) -p podspan-cni --example floor
+	$(CARGO) bench --locked -p podspan-cni --bench plugin --no-run
+	$(ISOLATED) $(CARGO) bench --locked --offline -p podspan-cni --bench plugin -- $(BENCH) \
+	  --floor $(CURDIR)/target/$(HOST)/release/examples/floor
+
+# Fails when the plugin needs 5 % more instructions than the file says; recording writes what it needs now.
+INSTRUCTIONS := crates/cni/benches/instructions.txt
+instructions: debian-packages-instructions build
+	@tools/instructions check $(INSTRUCTIONS)
+record-instructions: debian-packages-instructions build
+	@tools/instructions record $(INSTRUCTIONS)
 
 # What a target needs of Debian: installed where that is possible, named where it is not.
 .PHONY: debian-packages debian-packages-lab debian-packages-runtimes debian-packages-bench
+.PHONY: debian-packages-instructions
 debian-packages-lab:
 	@tools/need ip:iproute2
 debian-packages:
-	@tools/need ip:iproute2 ping:iputils-ping nft:nftables strace:strace
+	@tools/need ip:iproute2 ping:iputils-ping nft:nftables iptables-nft:iptables strace:strace
 debian-packages-runtimes:
 	@tools/need ip:iproute2 nft:nftables iptables:iptables containerd:containerd runc:runc podman:podman \
 	  /usr/lib/cni/portmap:containernetworking-plugins busybox:busybox-static python3:python3 \
 	  protoc:protobuf-compiler /usr/lib/python3/dist-packages/grpc:python3-grpcio
 debian-packages-bench: debian-packages
-	@tools/need /usr/lib/cni/bridge:containernetworking-plugins
+	@tools/need tc:iproute2 iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
+debian-packages-instructions:
+	@tools/need ip:iproute2 unshare:util-linux valgrind:valgrind
 
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --version $(CARGO_DENY) --root $(TOOLS) cargo-deny

@@ -6,6 +6,7 @@ containerd's and runc's own time. Nothing is asserted: it prints tables, and a p
 """
 
 import concurrent.futures
+import os
 import statistics
 import time
 
@@ -19,6 +20,7 @@ WARM_UP = 1
 BURST, AT_ONCE = 16, 8
 # After each removal, in seconds: the kernel tears namespaces down in the background, which holds the next one up.
 PAUSE = 0.15
+PORT_MAPPINGS = {"portMappings": True}
 
 
 def podspan(bridge, subnet, **more):
@@ -36,9 +38,6 @@ def podspan_with_host_ports(bridge, subnet):
     if node.is_ours("portmap"):
         return [plugin | {"capabilities": PORT_MAPPINGS}]
     return [plugin, {"type": "portmap", "capabilities": PORT_MAPPINGS}]
-
-
-PORT_MAPPINGS = {"portMappings": True}
 
 
 class Contestant:
@@ -90,9 +89,8 @@ class Contestant:
 
 def main():
     ours, theirs = Containerd("ours", node.PLUGINS), Containerd("theirs", node.REFERENCE_PLUGINS)
-    none = Contestant("the host's network", ours, [podspan("none", "10.0.0.0/24")], host_network=True)
     contestants = [
-        none,
+        Contestant("the host's network", ours, [podspan("none", "10.0.0.0/24")], host_network=True),
         Contestant("podspan-cni", ours, [podspan("ours1", "10.1.1.0/24")]),
         Contestant("reference", theirs, [reference("theirs1", "10.2.1.0/24")]),
         Contestant("podspan-cni, masquerading", ours, [podspan("ours2", "10.1.2.0/24", ipMasq=True)]),
@@ -107,7 +105,7 @@ def main():
     interleave(contestants, Contestant.many, BURST_ROUNDS)
     ours.kill()
     theirs.kill()
-    report(contestants, none)
+    report(contestants)
 
 
 def interleave(contestants, measure, rounds):
@@ -119,13 +117,16 @@ def interleave(contestants, measure, rounds):
             time.sleep(PAUSE)
 
 
-def report(contestants, none):
-    median = lambda samples: statistics.median(samples[WARM_UP:])
-    print(f"Medians of {ROUNDS} rounds, {BURST_ROUNDS} for a burst; milliseconds.\n")
-    print(f"| | RunPodSandbox | the network's share | StopPodSandbox | {BURST} sandboxes, {AT_ONCE} at a time |")
-    print("|---|---|---|---|---|")
+def report(contestants):
+    print(f"{ROUNDS} rounds, {BURST_ROUNDS} for a burst; milliseconds, median and (first quartile).")
+    print("Load averages:", *os.getloadavg())
+    print("Host ports of podspan-cni:", "its own" if node.is_ours("portmap") else "by the reference plugin after it")
+    print(f"\n| | RunPodSandbox | StopPodSandbox | {BURST} sandboxes, {AT_ONCE} at a time |")
+    print("|---|---|---|---|")
     for contestant in contestants:
-        run, stop, burst = map(median, (contestant.run, contestant.stop, contestant.burst))
-        share = "" if contestant is none else f"{run - median(none.run):.0f}"
-        print(f"| {contestant.name} | {run:.0f} | {share} | {stop:.0f} | {burst:.0f} |")
-    print("\nhost ports of podspan-cni:", "its own" if node.is_ours("portmap") else "by the reference plugin after it")
+        print("|", " | ".join([contestant.name, *map(cell, (contestant.run, contestant.stop, contestant.burst))]), "|")
+
+
+def cell(samples):
+    counted = samples[WARM_UP:]
+    return f"{statistics.median(counted):.0f} ({statistics.quantiles(counted, n=4)[0]:.0f})"

@@ -209,21 +209,17 @@ pub fn deviations(
     Ok(deviations)
 }
 
-/// Removes the attachment's ifb device; that there is none is fine, and so is one of somebody else's under its name.
+/// The attachment's ifb device; none where it is somebody else's under its name.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn remove_ifb(
+pub fn find_ifb(
     host: &mut Netlink,
     (network, id): (&NetworkName, &AttachmentId),
     maker: IfbMaker,
-) -> Result<(), Error> {
-    match host.find_link(&id.ifb(network, maker))? {
-        Some(link) if is_ifb(&link) && id.may_own(&link, network) => {
-            Ok(host.remove_link(link.index)?)
-        }
-        Some(_) | None => Ok(()),
-    }
+) -> Result<Option<Link>, Error> {
+    let found = host.find_link(&id.ifb(network, maker))?;
+    Ok(found.filter(|link| is_ifb(link) && id.may_own(link, network)))
 }
 
 /// Removes every ifb device of the network that belongs to no attachment of `keep`.

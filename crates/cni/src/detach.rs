@@ -10,7 +10,7 @@ use podspan_kernel::Link;
 
 use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, IfbMaker, NetworkName};
-use crate::bandwidth::{collect_ifbs, remove_ifb};
+use crate::bandwidth::{collect_ifbs, find_ifb};
 use crate::error::Error;
 use crate::host::Host;
 use crate::ipam::{Ipam, boot_id};
@@ -117,15 +117,21 @@ fn disconnect(host: &mut Host, network: &NetworkName, id: &AttachmentId) -> Vec<
     }
     let filtering = host.remove_filtering(&host_veth);
     // It does not go with the host veth, and GC finds the way here by either.
-    let freed = remove_ifb(host, (network, id), IfbMaker::Attaching);
-    let removed = link.and_then(|link| match link {
-        Some(link) => Ok(host.remove_link(link.index)?),
-        None => Ok(()),
-    });
-    [filtering.err(), freed.err(), removed.err()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let ifb = find_ifb(host, (network, id), IfbMaker::Attaching);
+    let (mut errors, mut links) = (Vec::from_iter(filtering.err()), Vec::new());
+    for found in [ifb, link] {
+        match found {
+            Ok(found) => links.extend(found.map(|link| link.index)),
+            Err(error) => errors.push(error),
+        }
+    }
+    let removed = match links.as_slice() {
+        [ifb, host_veth] => host.remove_links(*ifb, *host_veth),
+        [link] => host.remove_link(*link),
+        _ => Ok(()),
+    };
+    errors.extend(removed.err().map(Error::from));
+    errors
 }
 
 /// By its alias, or, when a kill came before the alias was set, by the name alone, which nobody else forms.

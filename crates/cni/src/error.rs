@@ -97,6 +97,8 @@ fn is_transient(errno: Errno) -> bool {
             | Errno::NOBUFS
             | Errno::MFILE
             | Errno::NFILE
+            // Others changed the packet filter all the time.
+            | Errno::RESTART
     )
 }
 

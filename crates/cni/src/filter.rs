@@ -29,7 +29,7 @@ use record::Record;
 /// All packet filtering of ours is in these tables.
 pub const TABLES: [Table<'static>; 2] = [INET, BRIDGE];
 /// What the node routes.
-const INET: Table<'static> = Table {
+pub const INET: Table<'static> = Table {
     family: Family::Inet,
     name: "podspan",
 };

@@ -15,8 +15,8 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::netconf::{Input, Surroundings};
 use crate::program::{
-    Program, serve_bandwidth, serve_host_local, serve_loopback, serve_portmap, serve_static,
-    serve_tuning, undo_portmap,
+    Program, serve_bandwidth, serve_firewall, serve_host_local, serve_loopback, serve_portmap,
+    serve_static, serve_tuning, undo_portmap,
 };
 use crate::request::{PodRequest, Request};
 use crate::result::CniResult;
@@ -78,6 +78,9 @@ pub fn serve<I: Read, O: Write>(
             Program::Static => serve_static(&request, &input)
                 .and_then(|result| streams.tell(result, input.version)),
             Program::Bandwidth => serve_bandwidth(&request, &input, |result| {
+                streams.tell(Some(result), input.version)
+            }),
+            Program::Firewall => serve_firewall(&request, &input, |result| {
                 streams.tell(Some(result), input.version)
             }),
             Program::Tuning => serve_tuning(&request, &input, |result| {

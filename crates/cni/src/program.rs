@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 mod bandwidth;
+mod firewall;
 mod fixed;
 mod host_local;
 pub mod install;
@@ -15,6 +16,7 @@ mod portmap;
 mod tuning;
 
 pub(crate) use bandwidth::serve_bandwidth;
+pub(crate) use firewall::serve_firewall;
 pub(crate) use fixed::serve_static;
 pub(crate) use host_local::serve_host_local;
 pub(crate) use loopback::serve_loopback;
@@ -42,6 +44,8 @@ pub enum Program {
     Bandwidth,
     /// `tuning`: sysctls and attributes of an interface that another plugin made.
     Tuning,
+    /// `firewall`: the node forwards for the pods, whatever else it drops.
+    Firewall,
 }
 
 /// What is meant where a configuration says nothing.
@@ -61,9 +65,10 @@ pub struct Defaults {
 
 impl Program {
     /// All reference plugins whose place it takes.
-    pub const REFERENCE: [(&'static str, Self); 8] = [
+    pub const REFERENCE: [(&'static str, Self); 9] = [
         ("bandwidth", Self::Bandwidth),
         ("bridge", Self::Bridge),
+        ("firewall", Self::Firewall),
         ("host-local", Self::HostLocal),
         ("loopback", Self::Loopback),
         ("portmap", Self::Portmap),

@@ -1,6 +1,11 @@
 //! The program starts without the standard library's preparations; what must hold all the same is held here.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 mod harness;
 

@@ -44,6 +44,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// For a bridge port: sends a frame back through the port that it came in by.
     pub hairpin: bool,
+    /// For a bridge port: see [`LinkChange::isolated`].
+    pub isolated: bool,
     /// For one end of a veth pair: the index of the other, in its own network namespace.
     pub peer: Option<u32>,
     /// Takes in every frame, as somebody asked for (`IFF_PROMISC`).
@@ -381,6 +383,49 @@ impl Netlink {
         })
     }
 
+    /// Removes two links with one wait: the kernel waits for RCU periods once a request, some 20 ms. That one of them is not
+    /// there is fine.
+    ///
+    /// They are given a group of their own, whose number follows from the first link's index, and the group is removed. Where
+    /// another link is in that group, which nobody but chance can bring about, they are removed one after the other.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn remove_links(&mut self, first: u32, second: u32) -> Result<()> {
+        let group = REMOVAL_GROUPS | first;
+        for index in [first, second] {
+            let mut message = message_about(index.into());
+            message.attributes.push(LinkAttribute::Group(group));
+            let action = || format!("set link {index} group {group}");
+            match self.change(Message::NewLink(message), 0, action) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        let mut message = LinkMessage::default();
+        message.attributes.push(without_statistics());
+        let of_group = |message| match message {
+            Message::NewLink(link) if link.attributes.contains(&LinkAttribute::Group(group)) => {
+                Some(link.header.index)
+            }
+            _ => None,
+        };
+        let members = self.dump(Message::GetLink(message), "list links", of_group)?;
+        if members.iter().any(|index| ![first, second].contains(index)) {
+            return self
+                .remove_link(first)
+                .and_then(|()| self.remove_link(second));
+        }
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        match self.change(Message::DelLink(message), 0, || {
+            format!("remove links {first} and {second}")
+        }) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes a link; that it is not there is fine. Either end of a veth pair takes the other with it.
     ///
     /// # Errors
@@ -407,6 +452,9 @@ fn message_about(link: LinkKey<'_>) -> LinkMessage {
     }
     message
 }
+
+/// Groups of links that are to be removed together begin here, far from those that people give.
+const REMOVAL_GROUPS: u32 = 0x7000_0000;
 
 /// Spares the kernel the counting, and us the reading.
 fn without_statistics() -> LinkAttribute {
@@ -440,6 +488,7 @@ fn read_link(message: LinkMessage) -> Link {
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         tx_queue_length: 0,
         vlans: BridgeVlans::default(),
+        isolated: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -454,6 +503,7 @@ fn read_link(message: LinkMessage) -> Link {
                 LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                 LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                     link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
+                    link.isolated = port.contains(&InfoBridgePort::Isolated(true));
                 }
                 LinkInfo::Data(InfoData::Bridge(bridge)) => link.vlans = read_vlans(&bridge),
                 _ => {}
@@ -625,6 +675,31 @@ mod tests {
         assert_eq!(state(), "disabled");
         let other = netlink.link(&"v1".parse().unwrap()).unwrap().index;
         assert!(netlink.shut_port(other).is_err());
+    }
+
+    #[test]
+    fn two_links_go_together_and_no_other_with_them() {
+        let ns = TestNs::new();
+        let mut netlink = Netlink::open().unwrap();
+        let mut make = |kind: &str, link: &str| {
+            ns.ip(&format!("link add {link} type {kind}"));
+            netlink.link(&name(link)).unwrap().index
+        };
+        let (a, b, c, d) = (
+            make("bridge", "la"),
+            make("ifb", "lb"),
+            make("ifb", "lc"),
+            make("veth", "ld"),
+        );
+        let _other = make("bridge", "other");
+        netlink.remove_links(a, b).unwrap();
+        netlink.remove_links(a, b).unwrap();
+        // Chance put another link into the group.
+        ns.ip(&format!("link set other group {}", REMOVAL_GROUPS | c));
+        netlink.remove_links(c, d).unwrap();
+        let left = netlink.list_links().unwrap();
+        let left: Vec<_> = left.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!(left, ["lo", "other"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod batch;
 mod chain;
 mod element;
 mod field;
+mod listing;
 mod rule;
 mod set;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use batch::Batch;
 pub use chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, priority};
 pub use element::{Data, Element};
 pub use field::{Field, Header};
+pub use listing::{Generation, ListedRule};
 pub use rule::{Compare, CtState, Limit, LimitUnit, Nat, NatFlag, Reject, Rule};
 pub use set::{Holds, NamedSet, Set};
 pub use value::{Type, Value};
@@ -47,8 +49,10 @@ mod message {
     pub(super) const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
     pub(super) const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
     pub(super) const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
+    pub(super) const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
     pub(super) const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
     pub(super) const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+    pub(super) const GET_RULES: u16 = SUBSYSTEM << 8 | 7;
     pub(super) const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
     pub(super) const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
     pub(super) const GET_SETS: u16 = SUBSYSTEM << 8 | 10;
@@ -56,6 +60,7 @@ mod message {
     pub(super) const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 12;
     pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(super) const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 14;
+    pub(super) const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
     /// `NFT_MSG_DESTROYSETELEM` (Linux 6.3).
     pub(super) const DESTROY_ELEMENT: u16 = SUBSYSTEM << 8 | 30;
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use podspan_cni::attachment::MARK;
 use podspan_cni::filter::TABLES;
+use podspan_cni::forwarding;
 use podspan_kernel::nft::{Batch, Nft};
 use podspan_kernel::{Netlink, RouteProtocol};
 use serde::Serialize;
@@ -70,6 +71,7 @@ fn clean(conflist: &Path, run: &Path) -> Cleanup {
         Err(error) => cleanup.fail(&error.into()),
     }
     cleanup.packet_filter();
+    cleanup.forwarding();
     for name in OF_RUN {
         let directory = run.join(name);
         let what = format!("directory {}", directory.display());
@@ -115,6 +117,23 @@ impl Cleanup {
                 format!("nft table {table}"),
                 nft.commit(batch).map_err(Into::into),
             );
+        }
+    }
+
+    /// What lets pods through in the tables that iptables keeps.
+    fn forwarding(&mut self) {
+        let Ok(mut nft) = Nft::open() else { return };
+        // A kernel without nftables has none of it, and nothing that could answer.
+        if nft.generation().is_err() {
+            return;
+        }
+        for table in forwarding::TABLES {
+            let what = format!("nft chain {table} {}", forwarding::NAME);
+            match forwarding::remove(&mut nft, table) {
+                Ok(false) => {}
+                Ok(true) => self.note(what, Ok(())),
+                Err(error) => self.note(what, Err(error.into())),
+            }
         }
     }
 
@@ -183,7 +202,14 @@ mod tests {
         ns.ip("-6 route add fd00:10:244:2::/64 via fd00:192::12 proto 112");
         ns.ip("route add 10.9.0.0/24 via 192.168.1.12 proto static");
         nft(
-            "add table inet foreign; add chain inet foreign c1; add table inet podspan; add table bridge podspan; add table ip podspan; add table bridge foreign",
+            "add table inet foreign; add chain inet foreign c1; add table inet podspan; add table bridge podspan; \
+              add table ip podspan; add table bridge foreign; \
+              add table ip filter; add chain ip filter CNI-ADMIN; add chain ip filter PODSPAN-FORWARD; \
+              add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; \
+              add rule ip filter FORWARD jump PODSPAN-FORWARD; add rule ip filter FORWARD jump CNI-ADMIN; \
+              add rule ip filter PODSPAN-FORWARD jump CNI-ADMIN; \
+              add rule ip filter PODSPAN-FORWARD iifname podspan0 accept; \
+              add table ip6 filter; add chain ip6 filter PODSPAN-FORWARD",
         );
 
         let cleanup = clean(&conflist, &run);
@@ -196,6 +222,8 @@ mod tests {
             "route fd00:10:244:2::/64 via fd00:192::12 proto 112".to_owned(),
             "nft table inet podspan".to_owned(),
             "nft table bridge podspan".to_owned(),
+            "nft chain ip filter PODSPAN-FORWARD".to_owned(),
+            "nft chain ip6 filter PODSPAN-FORWARD".to_owned(),
             format!("directory {}", run.join("ipam").display()),
         ];
         assert_eq!(cleanup.removed, expected);
@@ -211,7 +239,13 @@ mod tests {
         assert_eq!(ns.ip("route show proto static")[0]["dst"], "10.9.0.0/24");
         assert_eq!(
             nft("list tables"),
-            "table inet foreign\ntable ip podspan\ntable bridge foreign\n"
+            "table inet foreign\ntable ip podspan\ntable bridge foreign\ntable ip filter\ntable ip6 filter\n"
+        );
+        let filter = nft("list table ip filter");
+        let left: Vec<_> = filter.split_whitespace().collect();
+        assert_eq!(
+            left.join(" "),
+            "table ip filter { chain CNI-ADMIN { } chain FORWARD { type filter hook forward priority filter; policy drop; jump CNI-ADMIN } }"
         );
         assert!(directory.path().join("20-other.conflist").exists() && run.join("lab").exists());
         assert!(clean(&conflist, &run).removed.is_empty(), "twice is once");

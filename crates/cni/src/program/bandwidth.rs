@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::attach::{host_interface, open_pod_netns};
 use crate::attachment::{AttachmentId, IfbMaker};
-use crate::bandwidth::{Limits, Place, collect_ifbs, deviations, ensure_limits, remove_ifb};
+use crate::bandwidth::{Limits, Place, collect_ifbs, deviations, ensure_limits, find_ifb};
 use crate::error::Error;
 use crate::netconf::Input;
 use crate::request::{PodRequest, Request};
@@ -119,8 +119,11 @@ fn remove(
                 .map(Error::Kernel),
         );
     }
-    let removed = remove_ifb(host, (&input.network, id), IfbMaker::Bandwidth);
-    errors.extend(removed.err());
+    match find_ifb(host, (&input.network, id), IfbMaker::Bandwidth) {
+        Ok(Some(ifb)) => errors.extend(host.remove_link(ifb.index).err().map(Error::Kernel)),
+        Ok(None) => {}
+        Err(error) => errors.push(error),
+    }
     Error::from_all(errors)
 }
 

@@ -120,7 +120,8 @@ impl Encoder {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    fn overwrite(&mut self, at: usize, bytes: &[u8]) {
+    /// Puts `bytes` in the place of those that were written at `at`.
+    pub fn overwrite(&mut self, at: usize, bytes: &[u8]) {
         if let Some(place) = self.0.get_mut(at..at + bytes.len()) {
             place.copy_from_slice(bytes);
         }

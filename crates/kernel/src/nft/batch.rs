@@ -5,6 +5,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM
 use super::chain::Chain;
 use super::element::Element;
 use super::encode::{Encoder, Header};
+use super::listing::Generation;
 use super::message;
 use super::rule::Rule;
 use super::set::Set;
@@ -14,6 +15,8 @@ use super::{SUBSYSTEM, Table};
 const BATCH_BEGIN: u16 = 0x10;
 /// `NFNL_MSG_BATCH_END`.
 const BATCH_END: u16 = 0x11;
+/// Where the generation is: behind the headers of the first message and of its attribute.
+const GENERATION_AT: usize = 16 + 4 + 4;
 
 /// Changes that the kernel makes together, or not at all, in the order in which they are written here. `add_x` is fine
 /// when the same is there already, `create_x` fails then; `delete_x` fails when it is not there, `remove_x` does not.
@@ -35,12 +38,22 @@ impl Batch {
     /// An empty batch, which changes nothing.
     pub fn new() -> Self {
         let mut messages = Encoder::default();
-        messages.message(bracket(BATCH_BEGIN), |_| {});
+        messages.message(bracket(BATCH_BEGIN), |to| {
+            to.number32(1, 0); // NFNL_BATCH_GENID: 0 is any
+        });
         Self {
             messages,
             actions: Vec::new(),
             last: 0,
         }
+    }
+
+    /// The same for the state that was looked at: [`super::Nft::commit`] answers ERESTART, and nothing is changed, when
+    /// anybody changed anything since.
+    pub fn only_at(mut self, generation: Generation) -> Self {
+        self.messages
+            .overwrite(GENERATION_AT, &generation.0.to_be_bytes());
+        self
     }
 
     /// True when it would change nothing.
@@ -88,8 +101,17 @@ impl Batch {
     pub fn flush_chain(&mut self, chain: Chain<'_>) {
         let to = Request(message::DELETE_RULE, 0, chain.table);
         self.push(to, format!("flush {chain}"), |to| {
-            to.text(1, chain.table.name); // NFTA_RULE_TABLE
-            to.text(2, chain.name); // NFTA_RULE_CHAIN
+            chain.encode_place(to);
+        });
+    }
+
+    /// Deletes one rule of a chain, known by its handle.
+    pub fn delete_rule(&mut self, chain: Chain<'_>, handle: u64) {
+        let to = Request(message::DELETE_RULE, 0, chain.table);
+        let action = format!("delete rule {handle} from {chain}");
+        self.push(to, action, |to| {
+            chain.encode_place(to);
+            to.number64(3, handle); // NFTA_RULE_HANDLE
         });
     }
 
@@ -165,6 +187,14 @@ impl Batch {
         let flags = NLM_F_CREATE | NLM_F_APPEND;
         let to = Request(message::NEW_RULE, flags, rule.chain.table);
         self.push(to, format!("add rule to {}", rule.chain), |to| {
+            rule.encode(to);
+        });
+    }
+
+    /// Adds a rule before all others of its chain.
+    pub fn insert_rule(&mut self, rule: &Rule<'_>) {
+        let to = Request(message::NEW_RULE, NLM_F_CREATE, rule.chain.table);
+        self.push(to, format!("insert rule into {}", rule.chain), |to| {
             rule.encode(to);
         });
     }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::encode::{Attributes, Encoder};
+use netlink_packet_core::NLM_F_REQUEST;
+
+use super::encode::{Attributes, Encoder, Header};
 use super::{Family, Table};
 use crate::netlink::u32_at;
 
@@ -166,6 +168,22 @@ impl<'a> Chain<'a> {
     pub(super) fn encode_name(&self, to: &mut Encoder) {
         to.text(attribute::TABLE, self.table.name);
         to.text(attribute::NAME, self.name);
+    }
+
+    /// Table and chain of a rule: `NFTA_RULE_TABLE` and `NFTA_RULE_CHAIN`.
+    pub(super) fn encode_place(&self, to: &mut Encoder) {
+        to.text(1, self.table.name);
+        to.text(2, self.name);
+    }
+
+    /// The header of a request about it.
+    pub(super) fn request(&self, kind: u16, flags: u16) -> Header {
+        Header {
+            kind,
+            flags: NLM_F_REQUEST | flags,
+            family: self.table.family as u8,
+            resource: 0,
+        }
     }
 }
 

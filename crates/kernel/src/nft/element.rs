@@ -16,7 +16,7 @@ use crate::netlink::u32_at;
 /// `NFT_SET_ELEM_INTERVAL_END` (linux/netfilter/nf_tables.h): the first key behind an interval.
 const ELEM_INTERVAL_END: u32 = 0x1;
 /// `NFTNL_UDATA_SET_ELEM_COMMENT`, which is `NFTNL_UDATA_RULE_COMMENT` too: where `nft` looks for a comment.
-const UDATA_COMMENT: u8 = 0;
+pub(super) const UDATA_COMMENT: u8 = 0;
 
 /// The attributes of a list of elements and of an element (`enum nft_set_elem_list_attributes`,
 /// `enum nft_set_elem_attributes`).

@@ -19,9 +19,9 @@ const REG_VERDICT: u32 = 0;
 /// `NFT_REG32_00`: the first register of 32 bits.
 const REG32_00: u32 = 8;
 /// `NFTA_EXPR_NAME`.
-const EXPR_NAME: u16 = 1;
+pub(super) const EXPR_NAME: u16 = 1;
 /// `NFTA_EXPR_DATA`.
-const EXPR_DATA: u16 = 2;
+pub(super) const EXPR_DATA: u16 = 2;
 /// `ETH_P_IP`, `ETH_P_IPV6` and `ETH_P_ARP` (linux/if_ether.h).
 const ETH_P: [u16; 3] = [0x0800, 0x86dd, 0x0806];
 /// `NFPROTO_IPV4` (linux/netfilter.h).
@@ -34,6 +34,13 @@ const IPPROTO_ICMPV6: u8 = 58;
 const RTN_LOCAL: u32 = 2;
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h): the connection's destination was translated.
 const IPS_DST_NAT: u32 = 1 << 5;
+
+/// `sizeof(struct xt_conntrack_mtinfo3)` (linux/netfilter/xt_conntrack.h), aligned as `XT_ALIGN` wants it.
+const XT_CONNTRACK_INFO: usize = 168;
+/// Where its `match_flags` is, as `XT_CONNTRACK_STATE` to look at the state alone.
+const XT_CONNTRACK_FLAGS: (usize, u16) = (146, 1);
+/// Where its `state_mask` is. The bits are those of [`CtState`], but for `Untracked`.
+const XT_CONNTRACK_STATES: usize = 150;
 
 /// How a field compares (`enum nft_cmp_ops`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +210,23 @@ impl<'a> Rule<'a> {
         self.load(&[Field::CT_STATUS])
             .mask(&IPS_DST_NAT.to_ne_bytes())
             .cmp(Compare::NotEqual, &[0; 4])
+    }
+
+    /// The same as `iptables-nft` writes it, `-m conntrack --ctstate`: the only form that it can read again. For its tables;
+    /// not for [`CtState::Untracked`]. Needs `CONFIG_NFT_COMPAT`, as that program does.
+    pub fn xt_ct_state(self, states: &[CtState]) -> Self {
+        let bits = states.iter().fold(0, |bits, state| bits | *state as u16);
+        let mut info = [0; XT_CONNTRACK_INFO];
+        for (at, number) in [XT_CONNTRACK_FLAGS, (XT_CONNTRACK_STATES, bits)] {
+            for (place, byte) in info.iter_mut().skip(at).zip(number.to_ne_bytes()) {
+                *place = byte;
+            }
+        }
+        self.expression("match", |to| {
+            to.text(1, "conntrack"); // NFTA_MATCH_NAME
+            to.number32(2, 3); // NFTA_MATCH_REV
+            to.bytes_attribute(3, &info); // NFTA_MATCH_INFO
+        })
     }
 
     /// `fib daddr type local`: the destination is an address of this machine.
@@ -432,8 +456,7 @@ impl<'a> Rule<'a> {
 
     /// The body of `NFT_MSG_NEWRULE`.
     pub(super) fn encode(&self, to: &mut Encoder) {
-        to.text(1, self.chain.table.name); // NFTA_RULE_TABLE
-        to.text(2, self.chain.name); // NFTA_RULE_CHAIN
+        self.chain.encode_place(to);
         to.nest_bytes(4, self.expressions.bytes()); // NFTA_RULE_EXPRESSIONS
         if let Some(comment) = &self.comment {
             encode_comment(to, 7, comment); // NFTA_RULE_USERDATA

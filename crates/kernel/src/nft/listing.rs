@@ -1,0 +1,154 @@
+//! What chains hold, and which state of the packet filter was looked at.
+//!
+//! A rule is known by its handle, which nobody else's ever has. Of what it does only its verdict is understood; its comment
+//! is read wherever `nft` or `iptables-nft` may have put it, because a rule that was saved and restored by the latter has
+//! moved its comment. Surprise: the kernel lists an unknown chain as an empty one; [`Nft::has_chain`] tells them apart.
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use rustix::io::Errno;
+
+use super::batch::Batch;
+use super::chain::{Chain, Verdict};
+use super::element::{UDATA_COMMENT, read_user_data};
+use super::rule::{EXPR_DATA, EXPR_NAME};
+use super::{Nft, message};
+use crate::error::Result;
+use crate::netlink::{Refusal, u32_at};
+use crate::nfnetlink::encode::{Attributes, Header};
+
+/// How often others may come between a look and its change.
+const SETTLE_TRIES: usize = 100;
+
+/// A rule as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedRule {
+    /// Its number, unique in its table as long as the table lives.
+    pub handle: u64,
+    /// Its owner's words about it.
+    pub comment: Option<String>,
+    /// Its verdict, where it has one of its own.
+    pub verdict: Option<Verdict>,
+}
+
+/// A state of all tables of a network namespace: the next transaction of anybody makes another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation(pub(super) u32);
+
+impl Nft {
+    /// The present state, for [`Batch::only_at`]: ask before looking.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn generation(&mut self) -> Result<Generation> {
+        let mut seen = None;
+        let header = Header {
+            kind: message::GET_GENERATION,
+            flags: NLM_F_REQUEST | NLM_F_ACK,
+            family: 0,
+            resource: 0,
+        };
+        let error = |refusal: Refusal| refusal.into_error("find the generation of nftables".into());
+        let asked = self.link.ask(
+            header,
+            |_| {},
+            |answer| seen = answer.find(1).and_then(|id| u32_at(id, 0)), // NFTA_GEN_ID
+        );
+        asked.map_err(error)?;
+        seen.map(|id| Generation(u32::from_be(id)))
+            .ok_or_else(|| error(Errno::BADMSG.into()))
+    }
+
+    /// Looks and changes as one step: commits what `plan` finds to do, and has it look again when anybody changed anything
+    /// meanwhile. It is done when there is nothing to do.
+    ///
+    /// # Errors
+    /// Those of `plan` and of [`Self::commit`]; ERESTART when others never let it finish.
+    pub fn settle(&mut self, mut plan: impl FnMut(&mut Self) -> Result<Batch>) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let generation = self.generation()?;
+            let batch = plan(self)?;
+            match self.commit(batch.only_at(generation)) {
+                Err(error) if error.errno() == Errno::RESTART && tries < SETTLE_TRIES => tries += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// True when the chain is there.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn has_chain(&mut self, chain: Chain<'_>) -> Result<bool> {
+        let header = chain.request(message::GET_CHAIN, NLM_F_ACK);
+        match self.link.ask(header, |to| chain.encode_name(to), |_| {}) {
+            Ok(()) => Ok(true),
+            Err(refusal) if refusal.errno == Errno::NOENT => Ok(false),
+            Err(refusal) => Err(refusal.into_error(format!("find {chain}"))),
+        }
+    }
+
+    /// All rules of a chain in their order; none of a chain that is not there.
+    ///
+    /// # Errors
+    /// EINTR when commits never let a listing finish; what the kernel answered.
+    pub fn list_rules(&mut self, chain: Chain<'_>) -> Result<Vec<ListedRule>> {
+        let header = chain.request(message::GET_RULES, NLM_F_DUMP);
+        let mut rules = Vec::new();
+        let asked = self.link.dump(
+            header,
+            |to| chain.encode_place(to),
+            |part| match part {
+                None => rules.clear(),
+                Some(rule) => rules.extend(read_rule(rule)),
+            },
+        );
+        match asked {
+            Ok(()) => Ok(rules),
+            // No such table.
+            Err(refusal) if refusal.errno == Errno::NOENT => Ok(Vec::new()),
+            Err(refusal) => Err(refusal.into_error(format!("list rules of {chain}"))),
+        }
+    }
+}
+
+/// The attributes of a rule (`enum nft_rule_attributes`, linux/netfilter/nf_tables.h).
+fn read_rule(rule: Attributes<'_>) -> Option<ListedRule> {
+    let handle = rule.find(3)?; // NFTA_RULE_HANDLE
+    let expressions = || {
+        let list = rule.find(4).unwrap_or_default(); // NFTA_RULE_EXPRESSIONS
+        Attributes(list).map(|(_, expression)| Attributes(expression))
+    };
+    let own = rule.find(7); // NFTA_RULE_USERDATA
+    let own = own.and_then(|data| read_user_data(data, UDATA_COMMENT));
+    Some(ListedRule {
+        handle: u64::from_be_bytes(handle.try_into().ok()?),
+        comment: own.or_else(|| expressions().find_map(read_comment_match)),
+        verdict: expressions().find_map(read_verdict),
+    })
+}
+
+/// The data of an expression of that name.
+fn data_of<'a>(expression: Attributes<'a>, name: &str) -> Option<Attributes<'a>> {
+    let found = text(expression.find(EXPR_NAME)?);
+    expression.inside(EXPR_DATA).filter(|_| found == name)
+}
+
+/// The comment of `-m comment`: a `struct xt_comment_info` (linux/netfilter/xt_comment.h).
+fn read_comment_match(expression: Attributes<'_>) -> Option<String> {
+    let data = data_of(expression, "match")?;
+    let name = text(data.find(1)?); // NFTA_MATCH_NAME
+    let info = data.find(3)?; // NFTA_MATCH_INFO
+    (name == "comment").then(|| text(info))
+}
+
+fn read_verdict(expression: Attributes<'_>) -> Option<Verdict> {
+    let data = data_of(expression, "immediate")?;
+    Verdict::read(data.inside(2)?) // NFTA_IMMEDIATE_DATA
+}
+
+/// Text up to its NUL.
+fn text(bytes: &[u8]) -> String {
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
