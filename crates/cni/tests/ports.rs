@@ -476,7 +476,7 @@ fn t28_check_names_each_host_port_that_does_not_lead_to_the_pod() {
         ),
         (
             "delete element inet podspan masquerade4 { 10.244.1.2 }".to_owned(),
-            "10.244.1.2 is missing in set inet podspan masquerade4",
+            "10.244.1.2 is not masqueraded",
         ),
         (
             "delete element inet podspan hairpin_links { \"podspan0\" . \"podspan0\" }".to_owned(),
