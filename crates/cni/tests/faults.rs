@@ -244,17 +244,16 @@ fn del_with_any_system_call_failing_is_complete_or_is_so_when_repeated() {
 fn gc_with_any_system_call_failing_spares_the_valid_and_frees_the_rest_when_repeated() {
     for configuration in Configuration::of_this_run() {
         let world = World::new(configuration);
-        let kept = Pod::new();
-        world.node.add("kept", &kept, &world.conf).expect_ok();
+        world.node.add("kept", &world.kept, &world.conf).expect_ok();
         world.node.add("c1", &world.pod, &world.conf).expect_ok();
         let mut faults = faults(&world.trace("GC", &world.gc_conf(&["kept"])));
         faults.retain(|fault| !fault.call.early);
         assert!(faults.len() > 50, "strace listed only {}", faults.len());
         let tally = Mutex::<Tally>::default();
         each(configuration, &faults, |world, fault| {
-            let (node, conf, kept) = (&world.node, &world.conf, Pod::new());
+            let (node, conf, kept) = (&world.node, &world.conf, &world.kept);
             let context = format!("GC with {fault:?}");
-            let added = node.add("kept", &kept, conf).expect_ok();
+            let added = node.add("kept", kept, conf).expect_ok();
             node.add("c1", &world.pod, conf).expect_ok();
             let output = run_with(world, fault, ("GC", &world.gc_conf(&["kept"])));
             let succeeded = output.status.success();
@@ -263,7 +262,7 @@ fn gc_with_any_system_call_failing_spares_the_valid_and_frees_the_rest_when_repe
                 world.gc(&["kept"]);
             }
             world.assert_all_addresses_are_free_but(1, &context);
-            let check = node.check("kept", &kept, &node.with_prev(conf, &added));
+            let check = node.check("kept", kept, &node.with_prev(conf, &added));
             assert!(check.ok, "{context}: {}", check.json);
             node.del("kept", conf).expect_ok();
             world.assert_nothing_is_left(&context);

@@ -6,13 +6,13 @@
 //! the store's own: a new feature needs a line in the table and nothing here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
 
 use podspan_cni::attachment::AttachmentId;
 use podspan_cni::ipam::{Ipam, IpamConfig, IpamError, boot_id};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::{Node, Pod, run_within};
 
@@ -99,7 +99,10 @@ const NODES: usize = 4;
 pub struct World {
     pub node: Node,
     pub pod: Pod,
+    /// Another, for what is to stay.
+    pub kept: Pod,
     pub conf: Value,
+    data: TempDir,
     /// What `ip` and `nft` show while nothing is attached.
     ready: BTreeSet<String>,
 }
@@ -107,17 +110,19 @@ pub struct World {
 impl World {
     pub fn new(configuration: &Configuration) -> Self {
         let node = Node::new();
-        let data = node.data.path().join("ipam");
+        let data = on_tmpfs();
         let ranges = configuration.ranges.iter();
         let ranges: Vec<_> = ranges.map(|range| json!([{"subnet": range}])).collect();
-        let mut conf = node.conf(json!({"ipam": {"dataDir": data, "ranges": ranges}}));
+        let mut conf = node.conf(json!({"ipam": {"dataDir": data.path(), "ranges": ranges}}));
         for (key, value) in configuration.keys().as_object().unwrap() {
             conf[key] = value.clone();
         }
         let mut world = Self {
             node,
             pod: Pod::new(),
+            kept: Pod::new(),
             conf,
+            data,
             ready: BTreeSet::new(),
         };
         world.node.add("first", &world.pod, &world.conf).expect_ok();
@@ -139,16 +144,13 @@ impl World {
             }
         }
         self.node.ns.ip("link del podspan0");
-        std::fs::remove_dir_all(self.data()).unwrap();
+        std::fs::remove_dir_all(self.data.path().join("net")).unwrap();
     }
 
     /// No more than the network's name and the place of the addresses: all that DEL needs.
     pub fn least_conf(&self) -> Value {
-        self.node.conf(json!({"ipam": {"dataDir": self.data()}}))
-    }
-
-    fn data(&self) -> PathBuf {
-        self.node.data.path().join("ipam")
+        self.node
+            .conf(json!({"ipam": {"dataDir": self.data.path()}}))
     }
 
     /// Runs the command for container `c1`.
@@ -206,7 +208,7 @@ impl World {
         let mut left: Vec<_> = shown().difference(&self.ready).cloned().collect();
         left.extend(self.left_in_pod());
         let files = |inner: &str| -> Vec<String> {
-            let files = std::fs::read_dir(self.data().join("net").join(inner));
+            let files = std::fs::read_dir(self.data.path().join("net").join(inner));
             files
                 .into_iter()
                 .flatten()
@@ -272,6 +274,11 @@ impl World {
         assert_eq!(self.left(), Vec::<String>::new(), "left: {context}");
         self.assert_all_addresses_are_free_but(0, context);
     }
+}
+
+/// Where the addresses are kept: on what `/run` is, which is quicker too.
+fn on_tmpfs() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
 /// Links, and what is in nftables, of the thread's network namespace: a line each, without what changes by itself.
