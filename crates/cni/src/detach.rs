@@ -129,35 +129,29 @@ fn attachments(host: &mut Host, network: &NetworkName) -> Result<BTreeSet<Attach
 /// The filtering goes first: the removal of a link waits for what the kernel then frees, too. The port of the bridge is shut
 /// before, so that nothing comes through it that was filtered a moment ago.
 fn disconnect(host: &mut Host, network: &NetworkName, id: &AttachmentId) -> Vec<Error> {
-    let host_veth = id.host_veth(network);
-    let found = host.find_link(&host_veth).map_err(Error::from);
+    let name = id.host_veth(network);
+    let host_veth = host.find_link(&name).map_err(Error::from);
     // One of somebody else, who took a name of ours, stays.
-    let link = found.map(|link| link.filter(|link| is_host_veth(link, network, id)));
-    if let Ok(Some(
-        link @ Link {
-            master: Some(_), ..
-        },
-    )) = &link
-    {
-        // Where it is down, nothing comes through it.
-        let _ = host.shut_port(link.index);
-    }
-    let filtering = host.remove_filtering(&host_veth);
+    let host_veth = host_veth.map(|link| link.filter(|link| is_host_veth(link, network, id)));
     // It does not go with the host veth, and GC finds the way here by either.
     let ifb = find_ifb(host, (network, id), IfbMaker::Attaching);
-    let (mut errors, mut links) = (Vec::from_iter(filtering.err()), Vec::new());
-    for found in [ifb, link] {
+    let (mut errors, mut links, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+    for found in [ifb, host_veth] {
         match found {
-            Ok(found) => links.extend(found.map(|link| link.index)),
+            Ok(found) => {
+                links.extend(found.iter().map(|link| link.index));
+                ports.extend(found.filter(|link| link.master.is_some()));
+            }
             Err(error) => errors.push(error),
         }
     }
-    let removed = match links.as_slice() {
-        [ifb, host_veth] => host.remove_links(*ifb, *host_veth),
-        [link] => host.remove_link(*link),
-        _ => Ok(()),
-    };
-    errors.extend(removed.err().map(Error::from));
+    let group = host.group_links(links);
+    for port in ports {
+        // Where it is down, nothing comes through it.
+        let _ = host.shut_port(port.index);
+    }
+    errors.extend(host.remove_filtering(&name).err());
+    errors.extend(host.remove_group(&group).err().map(Error::from));
     errors
 }
 

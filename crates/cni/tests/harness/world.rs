@@ -147,6 +147,15 @@ impl World {
         std::fs::remove_dir_all(self.data.path().join("net")).unwrap();
     }
 
+    /// Of another pod at the same time, which cannot have the same host ports.
+    pub fn conf_beside_others(&self) -> Value {
+        let mut conf = self.conf.clone();
+        if let Some(Value::Object(asked)) = conf.get_mut("runtimeConfig") {
+            asked.remove("portMappings");
+        }
+        conf
+    }
+
     /// No more than the network's name and the place of the addresses: all that DEL needs.
     pub fn least_conf(&self) -> Value {
         self.node
