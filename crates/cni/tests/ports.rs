@@ -301,7 +301,7 @@ fn an_sctp_association_begins_with_the_pod() {
         far.run(|| {
             let to: SocketAddr = to.parse().unwrap();
             let flags = rustix::net::SendFlags::empty();
-            rustix::net::sendto(&raw_sctp(family), &sctp_init(7777, 9000), flags, &to).unwrap();
+            rustix::net::sendto(raw_sctp(family), &sctp_init(7777, 9000), flags, &to).unwrap();
         });
         let mut buffer = [0; 128];
         let flags = rustix::net::RecvFlags::empty();
