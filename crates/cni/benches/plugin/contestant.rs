@@ -67,7 +67,10 @@ pub const CONFIGURATIONS: [Configuration; 4] = [
 /// Whose plugins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
+    /// As it is by default: it guards against spoofing, which the reference does not.
     Podspan,
+    /// Without that guard, so that it does no more than the reference.
+    Unguarded,
     Reference,
 }
 
@@ -116,25 +119,28 @@ impl Contestant {
     /// With a node of its own, and with a directory of addresses under `shm` where `taken` are somebody else's.
     pub fn new(side: Side, configuration: Configuration, taken: usize, shm: &Path) -> Self {
         let data_dir = shm.join(format!("{side:?}-{}-{taken}", configuration.key));
-        let bridge = json!({
+        let mut bridge = json!({
             "cniVersion": "1.0.0", "name": "bench", "bridge": "cni0",
             "isDefaultGateway": true, "hairpinMode": true, "ipMasq": configuration.masquerade,
             "ipam": {"type": "host-local", "dataDir": data_dir, "ranges": [[{"subnet": "10.1.0.0/16"}]]},
         });
+        if side == Side::Unguarded {
+            bridge["antiSpoof"] = false.into();
+        }
         let named = |kind: &str, mut keys: Value| {
             keys["type"] = kind.into();
             keys
         };
         let plugin = |kind: &str, keys: Value| Plugin {
             program: match side {
-                Side::Podspan => podspan(),
+                Side::Podspan | Side::Unguarded => podspan(),
                 Side::Reference => Path::new(REFERENCE).join(kind),
             },
             keys: named(kind, keys),
         };
         let bare = json!({"cniVersion": "1.0.0", "name": "bench"});
         let chain = match side {
-            Side::Podspan => vec![plugin("podspan-cni", bridge.clone())],
+            Side::Podspan | Side::Unguarded => vec![plugin("podspan-cni", bridge.clone())],
             Side::Reference => [
                 Some(plugin("bridge", bridge.clone())),
                 (configuration.host_port).then(|| plugin("portmap", bare.clone())),
@@ -145,7 +151,7 @@ impl Contestant {
             .collect(),
         };
         match side {
-            Side::Podspan => fill(&bridge, taken),
+            Side::Podspan | Side::Unguarded => fill(&bridge, taken),
             Side::Reference => fill_as_host_local(&data_dir.join("bench"), taken),
         }
         Self {
@@ -158,10 +164,7 @@ impl Contestant {
     }
 
     pub fn name(&self) -> String {
-        let side = match self.side {
-            Side::Podspan => "podspan-cni",
-            Side::Reference => "reference",
-        };
+        let side = self.side.name();
         format!("{side}, {}, {} taken", self.configuration.key, self.taken)
     }
 
@@ -236,6 +239,16 @@ impl Contestant {
             conf["prevResult"] = previous.clone();
         }
         conf
+    }
+}
+
+impl Side {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Podspan => "podspan-cni",
+            Self::Unguarded => "podspan-cni, `antiSpoof` off",
+            Self::Reference => "reference",
+        }
     }
 }
 

@@ -71,6 +71,6 @@ pub fn prove(contestant: &Contestant) -> Result<Option<String>, String> {
     match (contestant.side, checked) {
         (_, Ok(_)) => Ok(None),
         (Side::Reference, Err(objection)) => Ok(Some(objection)),
-        (Side::Podspan, Err(objection)) => Err(objection),
+        (Side::Podspan | Side::Unguarded, Err(objection)) => Err(objection),
     }
 }

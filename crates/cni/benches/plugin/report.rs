@@ -8,7 +8,6 @@ use crate::machine;
 use crate::numbers::{Series, digits, thousands};
 use crate::page;
 use crate::picture::{Bar, Colour, Group, Picture};
-use crate::process::Cost;
 
 /// # Errors
 /// What cannot be written.
@@ -39,8 +38,15 @@ fn pairs(measured: &Measured) -> impl Iterator<Item = (&Contestant, [&Record; 2]
     let pairs = measured
         .contestants
         .chunks(2)
-        .filter(|pair| pair[0].0.taken == 0);
+        .filter(|pair| pair.len() == 2 && pair[0].0.taken == 0);
     pairs.map(|pair| (&pair[0].0, [&pair[0].1, &pair[1].1]))
+}
+
+/// Ours without its guard, beside the plain pair.
+fn unguarded(measured: &Measured) -> Option<&Record> {
+    let mut found = measured.contestants.iter();
+    let found = found.find(|(contestant, _)| contestant.side == Side::Unguarded);
+    found.map(|(_, record)| record)
 }
 
 fn machine_and_run(measured: &Measured) -> String {
@@ -64,32 +70,36 @@ fn commands(measured: &Measured, verb: Verb) -> String {
         verb.word()
     );
     let mut objections = String::new();
-    for (contestant, records) in pairs(measured) {
-        let title = contestant.configuration.title;
-        let [ours, theirs] = records.map(|record| &record.costs[verb as usize]);
-        for (name, record) in [("podspan-cni", records[0]), ("reference", records[1])] {
+    for (contestant, [guarded, reference]) in pairs(measured) {
+        let is_plain = contestant.configuration.key == "plain";
+        let unguarded = unguarded(measured).filter(|_| is_plain);
+        let mut rows = vec![(Side::Podspan, guarded)];
+        rows.extend(unguarded.map(|record| (Side::Unguarded, record)));
+        rows.push((Side::Reference, reference));
+        let mut title = contestant.configuration.title;
+        for (side, record) in &rows {
             let cells = match record.objection.is_some() && verb == Verb::Check {
                 false => figures(record, verb),
                 true => "fails | | | | |".into(),
             };
-            let title = if name == "reference" { "" } else { title };
-            table += &format!("| {title} | {name} | {cells} |\n");
+            table += &format!("| {title} | {} | {cells} |\n", side.name());
+            title = "";
         }
-        match &records[1].objection {
-            Some(objection) if verb == Verb::Check => {
-                let said: Vec<&str> = objection.split_whitespace().collect();
-                objections = format!(
-                    "\nThe reference's CHECK of a pod that works: `{}`\n",
-                    said.join(" ")
-                );
-            }
-            _ => {
-                table += &format!(
-                    "| | **ratio** | **{}** | | **{}** | | | |\n",
-                    digits(Series::wall(theirs).ratio_to(&Series::wall(ours))),
-                    digits(Series::processor(theirs).ratio_to(&Series::processor(ours))),
-                );
-            }
+        if let Some(objection) = reference.objection.as_ref().filter(|_| verb == Verb::Check) {
+            let said: Vec<&str> = objection.split_whitespace().collect();
+            let said = said.join(" ");
+            objections = format!("\nThe reference's CHECK of a pod that works: `{said}`\n");
+            continue;
+        }
+        let theirs = &reference.costs[verb as usize];
+        for (side, record) in rows.iter().filter(|(side, _)| *side != Side::Reference) {
+            let ours = &record.costs[verb as usize];
+            table += &format!(
+                "| | **reference to {}** | **{}** | | **{}** | | | |\n",
+                side.name(),
+                digits(Series::wall(theirs).ratio_to(&Series::wall(ours))),
+                digits(Series::processor(theirs).ratio_to(&Series::processor(ours))),
+            );
         }
     }
     table + &objections
@@ -118,52 +128,53 @@ fn figures(record: &Record, verb: Verb) -> String {
 /// What nobody can undercut, and how far from it the plain pod is.
 fn floor(measured: &Measured) -> String {
     let bare = &measured.bare;
+    let plain = pairs(measured).find(|(contestant, _)| contestant.configuration.key == "plain");
+    let (Some((_, [guarded, _])), Some(unguarded)) = (plain, unguarded(measured)) else {
+        return "The plain pod was not measured.\n".into();
+    };
+    let of = |record: &Record, verb: Verb| record.costs[verb as usize].clone();
     let mut table = "| | median, ms | p99, ms | processor, ms |\n|---|---:|---:|---:|\n".to_owned();
-    let mut row = |what: &str, wall: &Series, processor: Option<Series>| {
-        let processor = processor.map_or(String::new(), |series| digits(series.median()));
+    let mut row = |what: &str, wall: &Series, processor: String| {
         let (median, p99) = (digits(wall.median()), digits(wall.p99()));
         table += &format!("| {what} | {median} | {p99} | {processor} |\n");
     };
-    let processes = |costs: &[Cost]| (Series::wall(costs), Some(Series::processor(costs)));
-    let plain = pairs(measured).find(|(contestant, _)| contestant.configuration.key == "plain");
-    let ours = |verb: Verb| {
-        plain
-            .as_ref()
-            .map(|(_, [ours, _])| ours.costs[verb as usize].clone())
-    };
-    let (add, del) = (
-        ours(Verb::Add).unwrap_or_default(),
-        ours(Verb::Del).unwrap_or_default(),
-    );
+    let attach = "the requests of ADD from a static process that does nothing else";
     for (what, costs) in [
         ("a static process that does nothing", &bare.nothing),
         ("VERSION of podspan-cni", &bare.version),
-        (
-            "the requests of ADD from a static process that does nothing else",
-            &bare.attach,
-        ),
-        ("ADD, bridge and IPAM", &add),
+        (attach, &bare.attach),
+        ("ADD, `antiSpoof` off", &of(unguarded, Verb::Add)),
+        ("ADD", &of(guarded, Verb::Add)),
+        ("DEL, `antiSpoof` off", &of(unguarded, Verb::Del)),
+        ("DEL", &of(guarded, Verb::Del)),
     ] {
-        let (wall, processor) = processes(costs);
-        row(what, &wall, processor);
+        let processor = digits(Series::processor(costs).median());
+        row(what, &Series::wall(costs), processor);
     }
-    let (pair, pod) = (
-        Series::times(bare.remove_pair.iter().copied()),
-        Series::times(bare.remove_pod.iter().copied()),
+    let pair = Series::times(bare.remove_pair.iter().copied());
+    let pod = Series::times(bare.remove_pod.iter().copied());
+    let none = String::new;
+    row(
+        "deleting a bare veth pair, the request alone",
+        &pair,
+        none(),
     );
-    row("deleting a bare veth pair, the request alone", &pair, None);
-    row("deleting a pod's veth pair, the request alone", &pod, None);
-    let (wall, processor) = processes(&del);
-    row("DEL, bridge and IPAM", &wall, processor);
-    let add = Series::wall(&add).ratio_to(&Series::wall(&bare.attach));
-    let (to_pair, to_pod) = (wall.ratio_to(&pair), wall.ratio_to(&pod));
-    format!(
-        "{table}\n| ratio, median of the rounds | |\n|---|---:|\n\
-         | ADD to its requests alone | {} |\n| DEL to a bare pair | {} |\n| DEL to a pod's pair | {} |\n",
-        digits(add),
-        digits(to_pair),
-        digits(to_pod)
-    )
+    row(
+        "deleting a pod's veth pair, the request alone",
+        &pod,
+        none(),
+    );
+    table += "\n| ratio, median of the rounds | `antiSpoof` off | |\n|---|---:|---:|\n";
+    let add = Series::wall(&bare.attach);
+    for (what, verb, least) in [
+        ("ADD to its requests alone", Verb::Add, &add),
+        ("DEL to deleting a bare pair", Verb::Del, &pair),
+        ("DEL to deleting a pod's pair", Verb::Del, &pod),
+    ] {
+        let ratio = |record| digits(Series::wall(&of(record, verb)).ratio_to(least));
+        table += &format!("| {what} | {} | {} |\n", ratio(unguarded), ratio(guarded));
+    }
+    table
 }
 
 /// In seconds: wall and processor time of all ADDs, and of all DELs; of several bursts the most of each.
