@@ -358,7 +358,7 @@ fn under_the_name_bridge_nothing_is_guarded_unless_asked_for() {
     assert!(
         node.filtered()
             .iter()
-            .any(|text| text.starts_with("guarded_ips"))
+            .any(|text| text.starts_with("port_ip6"))
     );
 }
 
@@ -394,9 +394,9 @@ fn t28_check_names_what_the_guard_lacks() {
     nft("delete table bridge podspan");
     let (_, text) = node.check("c1", &pod, &conf).expect_error();
     for told in [
-        "the rules of set bridge podspan rules_guard_1",
+        "the rules of set bridge podspan rules_guard_2",
         "record",
-        "guarded_ips",
+        "guarded",
         "port_ip4",
     ] {
         assert!(text.contains(told), "{told}: {text}");

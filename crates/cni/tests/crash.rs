@@ -58,7 +58,7 @@ fn assert_guarded_or_shut(node: &Node, context: &str) {
         let is_ifb = link["linkinfo"]["info_kind"] == "ifb";
         let is_up = link["flags"].as_array().unwrap().contains(&json!("UP"));
         let is_shut = link["linkinfo"]["info_slave_data"]["state"] == "disabled";
-        let of_port = |text: &String| text.starts_with("guarded_ips ") && text.contains(&port);
+        let of_port = |text: &String| text.starts_with("guarded ") && text.contains(&port);
         let is_guarded = filtered.iter().any(of_port);
         assert!(
             is_guarded || !is_up || is_shut || is_ifb,

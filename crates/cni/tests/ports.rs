@@ -203,6 +203,7 @@ fn a_client_with_a_steady_source_port_reaches_whom_the_port_leads_to_now() {
         let hold = Pod::new();
         node.add("hold", &hold, &with_ports(&node, tcp(1)))
             .expect_ok();
+        settle(&node);
         let bystander = UdpSocket::bind(format!("{}:0", brackets(any))).unwrap();
         let elsewhere = if any == "::" {
             "[2001:db8::2]:53"

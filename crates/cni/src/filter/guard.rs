@@ -17,17 +17,17 @@ use podspan_kernel::{Errno, Mac};
 use super::{BRIDGE, Part, Plan, Wanted};
 use crate::error::Error;
 
-/// Ports whose senders must have their own MAC address, and those that must have their own addresses, too.
+/// Ports whose senders must be who they say, and those of them that may have any address behind their own MAC address.
 const GUARDED: Set<'static> = Set::of(BRIDGE, "guarded", &[Type::IfName]);
-const GUARDED_IPS: Set<'static> = Set::of(BRIDGE, "guarded_ips", &[Type::IfName]);
+const ANY_IP: Set<'static> = Set::of(BRIDGE, "any_ip", &[Type::IfName]);
 /// What is whose.
 const PORT_MAC: Set<'static> = Set::of(BRIDGE, "port_mac", &[Type::IfName, Type::Mac]);
 const PORT_IP4: Set<'static> = Set::of(BRIDGE, "port_ip4", &[Type::IfName, Type::Ipv4]);
 const PORT_IP6: Set<'static> = Set::of(BRIDGE, "port_ip6", &[Type::IfName, Type::Ipv6]);
-const RULES: Set<'static> = Set::of(BRIDGE, "rules_guard_1", &[Type::Mark]);
+const RULES: Set<'static> = Set::of(BRIDGE, "rules_guard_2", &[Type::Mark]);
 
 /// All sets that a record may name.
-pub(super) static SETS: [Set<'static>; 5] = [GUARDED, GUARDED_IPS, PORT_MAC, PORT_IP4, PORT_IP6];
+pub(super) static SETS: [Set<'static>; 5] = [GUARDED, ANY_IP, PORT_MAC, PORT_IP4, PORT_IP6];
 
 /// Before the first of the usual chains.
 const FIRST: i32 = priority::BRIDGE_DSTNAT - 10;
@@ -64,9 +64,9 @@ pub(super) fn plan(wanted: &Wanted, plan: &mut Plan) {
     plan.own
         .push((&PORT_MAC, Element::new([port(), guard.mac.into()])));
     let Some(addresses) = &guard.addresses else {
+        plan.own.push((&ANY_IP, Element::new([port()])));
         return;
     };
-    plan.own.push((&GUARDED_IPS, Element::new([port()])));
     let link_local = IpAddr::V6(link_local(guard.mac));
     for ip in addresses.iter().chain([&link_local]) {
         let set = if ip.is_ipv4() { &PORT_IP4 } else { &PORT_IP6 };
@@ -110,7 +110,7 @@ fn lay(batch: &mut Batch) {
             .verdict(&Verdict::jump(&MACS)),
         drop_unless(MACS, Field::ETHER_SADDR, &PORT_MAC),
         Rule::of(MACS)
-            .is_in(&[Field::IIFNAME], &GUARDED_IPS)
+            .is_not_in(&[Field::IIFNAME], &ANY_IP)
             .verdict(&Verdict::goto(&IPS)),
         drop_unless(IPS, Field::IP_SADDR, &PORT_IP4),
         drop_unless(IPS, Field::ARP_SADDR_ETHER, &PORT_MAC),

@@ -1,8 +1,9 @@
 //! An attachment's record: a small set in the table whose elements it tells of, under a name that follows from the attachment.
 //!
 //! It is made and deleted in the transaction of the elements, so it cannot tell anything else than what is there. Its comment
-//! is the attachment, for people and for GC. Each element of it has one element of a shared set as comment, set and key as
-//! `nft` writes them: `host_ports4 tcp . 8080`. What cannot be read is of a later version, and is left to that.
+//! is the attachment, for people and for GC. The comments of its own elements tell of the elements of shared sets, set and key
+//! as `nft` writes them: `host_ports4 tcp . 8080; hairpin4 10.244.1.2 . 10.244.1.2`. What cannot be read is of a later version,
+//! and is left to that.
 
 use podspan_kernel::IfName;
 use podspan_kernel::nft::{Batch, Element, Set, Table, Type, Value};
@@ -11,6 +12,10 @@ use super::{Entry, TABLES, Wanted, guard, masquerade, ports};
 
 /// What begins the comment that names the link of the attachment, where it has not the record's own name.
 const LINK: &str = "link";
+/// Between what stands in one comment.
+const SEPARATOR: &str = "; ";
+/// What a comment has room for, in bytes (`NFT_USERDATA_MAXLEN` less its head and the final NUL).
+const ROOM: usize = 253;
 /// A host veth's record has its name, which begins so.
 const HOST_VETH: &str = "pod";
 
@@ -42,10 +47,26 @@ pub(super) fn create(batch: &mut Batch, wanted: &Wanted, own: &[Entry]) {
         }
         let record = set(table, wanted.record.as_str()).with_comment(wanted.attachment());
         batch.create_set(&record);
-        for (number, text) in (0..).zip(texts) {
-            batch.add_element(&record, &Element::new([Value::Mark(number)]).comment(text));
+        for (number, comment) in (0..).zip(join(texts)) {
+            let element = Element::new([Value::Mark(number)]).comment(comment);
+            batch.add_element(&record, &element);
         }
     }
+}
+
+/// As few comments as have room for all.
+fn join(texts: Vec<String>) -> Vec<String> {
+    let mut comments: Vec<String> = Vec::new();
+    for text in texts {
+        match comments.last_mut() {
+            Some(last) if last.len() + SEPARATOR.len() + text.len() <= ROOM => {
+                last.push_str(SEPARATOR);
+                last.push_str(&text);
+            }
+            _ => comments.push(text),
+        }
+    }
+    comments
 }
 
 /// Without the quotes of names, which `nft` could not read back inside of a comment.
@@ -56,10 +77,13 @@ fn text((set, element): &Entry) -> String {
 
 impl Record {
     pub(super) fn read(table: Table<'static>, name: &IfName, elements: &[Element]) -> Self {
+        let comments = elements
+            .iter()
+            .filter_map(|element| element.comment.as_deref());
         let texts = || {
-            elements
-                .iter()
-                .filter_map(|element| element.comment.as_deref())
+            comments
+                .clone()
+                .flat_map(|comment| comment.split(SEPARATOR))
         };
         let named = texts().find_map(|text| text.strip_prefix(LINK)?.trim().parse().ok());
         let own = Some(name).filter(|name| name.as_str().starts_with(HOST_VETH));
@@ -115,6 +139,18 @@ mod tests {
             (again.as_slice(), record.link.as_ref()),
             (&texts.map(str::to_owned)[..], Some(&name))
         );
+
+        let joined = join(texts.map(str::to_owned).to_vec());
+        assert_eq!(joined.len(), 1);
+        let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
+        let of_joined = Record::read(INET, &name, &comments(&joined)).entries;
+        assert_eq!(of_joined, record.entries);
+        let many = join(vec!["x".repeat(126); 3]);
+        assert_eq!(
+            many.iter().map(String::len).collect::<Vec<_>>(),
+            [126, 126, 126]
+        );
+        assert_eq!(join(vec!["x".repeat(125); 3])[0].len(), 252);
 
         let strange = [
             "",
