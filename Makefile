@@ -28,7 +28,10 @@ check: $(TOOLS)/bin/cargo-deny
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	$(TOOLS)/bin/cargo-deny --offline --locked check licenses bans sources
 
-# The lab makes its own namespaces, also as an ordinary user; everything else is run inside some.
+# The lab makes its own namespaces, also as an ordinary user; everything else is run inside some. Longer than here:
+#   PODSPAN_FUZZ_SECONDS=600        each fuzz target, 10 s otherwise; PODSPAN_FUZZ_SEED=<printed seed> repeats one case
+#   PODSPAN_STORM_SECONDS=600       the storm of ADD, DEL, GC and kills, 15 s otherwise
+#   PODSPAN_ALL_CONFIGURATIONS=1    kills and faults at every system call in every configuration of harness/world.rs
 test: debian-packages build
 	$(CARGO) test --locked --workspace --all-features --no-run
 	$(ISOLATED) $(CARGO) test --locked --offline --workspace --all-features --exclude podspan

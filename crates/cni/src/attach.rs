@@ -3,8 +3,8 @@
 //! It either finishes or leaves nothing: the first step takes the attachment's record, which only one can have, so
 //! everything that is found under the attachment afterwards was made here, and the way back is simply DEL's.
 //! It may be killed between any two system calls; the DEL that follows finds all of it by name.
-//! A surprise: the calling thread ends up in the pod's network namespace, and only `host` still leads to the node's. The
-//! plugin is a process for one attachment.
+//! A surprise: the calling thread ends up in the pod's network namespace, and only `host` still leads to the node's, unless
+//! it failed and came back to undo. The plugin is a process for one attachment.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ use crate::addresses::{AddressStore, Addresses, PodAddress};
 use crate::attachment::{AttachmentId, IfbMaker};
 use crate::bandwidth::{Place, ensure_limits};
 use crate::bridge::ensure_bridge;
-use crate::detach::detach;
+use crate::detach::undo;
 use crate::error::Error;
 use crate::filter::{Guard, HostPorts, Wanted, lead_to};
 use crate::host::Host;
@@ -70,9 +70,9 @@ pub fn attach(
         .connect(host)
     });
     attached.map_err(
-        |error| match detach(host, &conf.network, &request.attachment, store) {
+        |error| match undo(host, &conf.network, &request.attachment, store) {
             Ok(()) => error,
-            Err(undo) => Error::Several(vec![error, undo]),
+            Err(second) => Error::Several(vec![error, second]),
         },
     )
 }

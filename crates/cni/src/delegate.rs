@@ -94,17 +94,22 @@ impl Delegate {
             .stdin
             .take()
             .map_or(Ok(()), |mut input| input.write_all(&self.configuration));
-        // A plugin that ends without reading says itself what was wrong.
         let output = child.wait_with_output().map_err(failed)?;
         if output.status.success() {
-            return told.map(|()| output.stdout).map_err(failed);
+            return match told {
+                // A plugin may end without reading, when it needs nothing of it (DEL) or says itself what was wrong.
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(error)),
+                _ => Ok(output.stdout),
+            };
         }
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let name = self.executable.file_name().unwrap_or_default().display();
         let number = answer
             .get("code")
             .and_then(Value::as_u64)
-            .and_then(|code| u32::try_from(code).ok());
+            .and_then(|code| u32::try_from(code).ok())
+            // No error has it (CNI 1.1.0, "Error").
+            .filter(|code| *code != 0);
         let text = |key| {
             answer
                 .get(key)

@@ -33,6 +33,21 @@ pub fn detach(
     Error::from_all(errors)
 }
 
+/// Undoes an ADD, whose thread may be in the pod's network namespace by now: what filters is reached from the node's only, and
+/// a delegate runs there.
+///
+/// # Errors
+/// That the way back is closed, and nothing was undone; else as [`detach`]. The DEL that follows does the same.
+pub fn undo(
+    host: &mut Host,
+    network: &NetworkName,
+    id: &AttachmentId,
+    store: &AddressStore,
+) -> Result<(), Error> {
+    host.netns()?.enter()?;
+    detach(host, network, id, store)
+}
+
 /// Detaches every attachment of the network that is not `valid`, and frees what damage left (T29, T30).
 ///
 /// # Errors
@@ -42,27 +57,47 @@ pub fn collect_garbage(
     valid: &BTreeSet<AttachmentId>,
     store: &AddressStore,
 ) -> Result<(), Error> {
-    let mut host = Host::open()?;
     let mut errors = Vec::new();
+    let mut keep = valid.clone();
+    let detached = detach_all_but(&mut keep, (network, store), &mut errors);
+    let freed = match (store, detached) {
+        // What is left has no owner: damage.
+        (AddressStore::Own(dir), Ok(())) => boot_id()
+            .and_then(|boot| Ipam::of_network(dir, network, &boot)?.retain(&keep))
+            .map_err(Error::Ipam),
+        // It is not known which addresses are still some link's.
+        (AddressStore::Own(_), Err(error)) => Err(error),
+        // The delegate's affair is its own: it hears of every GC.
+        (AddressStore::Delegated(delegate), detached) => {
+            errors.extend(detached.err());
+            delegate.tell("GC")
+        }
+    };
+    errors.extend(freed.err());
+    Error::from_all(errors)
+}
+
+/// Detaches all attachments but those; what could not be detached joins them, and `errors` tell why.
+///
+/// # Errors
+/// When it is not known which attachments there are.
+fn detach_all_but(
+    keep: &mut BTreeSet<AttachmentId>,
+    (network, store): (&NetworkName, &AddressStore),
+    errors: &mut Vec<Error>,
+) -> Result<(), Error> {
+    let mut host = Host::open()?;
     let mut lost: BTreeSet<AttachmentId> = attachments(&mut host, network)?;
     // The link may have gone with the pod's namespace while the filtering stayed.
-    match host.filtered(network) {
-        Ok(filtered) => lost.extend(
-            filtered
-                .into_iter()
-                .filter(|(id, record)| id.host_veth(network).as_str() == record)
-                .map(|(id, _)| id),
-        ),
-        Err(error) => errors.push(error),
-    }
+    let filtered = host.filtered(network)?.into_iter();
+    let own = filtered.filter(|(id, record)| id.host_veth(network).as_str() == record);
+    lost.extend(own.map(|(id, _)| id));
     if let AddressStore::Own(dir) = store {
         // A kill may have come before the host veth had its alias; then only the addresses tell of it.
         let taken = Ipam::of_network(dir, network, &boot_id()?)?.list()?;
         lost.extend(taken.into_iter().filter_map(|taken| taken.owner));
     }
-    lost.retain(|id| !valid.contains(id));
-
-    let mut keep = valid.clone();
+    lost.retain(|id| !keep.contains(id));
     for id in lost {
         let detached = match store {
             AddressStore::Own(_) => detach(&mut host, network, &id, store),
@@ -74,17 +109,9 @@ pub fn collect_garbage(
             keep.insert(id);
         }
     }
-    let ifbs = collect_ifbs(&mut host, (network, IfbMaker::Attaching), &keep);
+    let ifbs = collect_ifbs(&mut host, (network, IfbMaker::Attaching), keep);
     errors.extend(ifbs.err());
-    let freed = match store {
-        // What is left has no owner: damage.
-        AddressStore::Own(dir) => boot_id()
-            .and_then(|boot| Ipam::of_network(dir, network, &boot)?.retain(&keep))
-            .map_err(Error::Ipam),
-        AddressStore::Delegated(delegate) => delegate.tell("GC"),
-    };
-    errors.extend(freed.err());
-    Error::from_all(errors)
+    Ok(())
 }
 
 /// The attachments of the network that have a link, by their aliases.
@@ -102,35 +129,29 @@ fn attachments(host: &mut Host, network: &NetworkName) -> Result<BTreeSet<Attach
 /// The filtering goes first: the removal of a link waits for what the kernel then frees, too. The port of the bridge is shut
 /// before, so that nothing comes through it that was filtered a moment ago.
 fn disconnect(host: &mut Host, network: &NetworkName, id: &AttachmentId) -> Vec<Error> {
-    let host_veth = id.host_veth(network);
-    let found = host.find_link(&host_veth).map_err(Error::from);
+    let name = id.host_veth(network);
+    let host_veth = host.find_link(&name).map_err(Error::from);
     // One of somebody else, who took a name of ours, stays.
-    let link = found.map(|link| link.filter(|link| is_host_veth(link, network, id)));
-    if let Ok(Some(
-        link @ Link {
-            master: Some(_), ..
-        },
-    )) = &link
-    {
-        // Where it is down, nothing comes through it.
-        let _ = host.shut_port(link.index);
-    }
-    let filtering = host.remove_filtering(&host_veth);
+    let host_veth = host_veth.map(|link| link.filter(|link| is_host_veth(link, network, id)));
     // It does not go with the host veth, and GC finds the way here by either.
     let ifb = find_ifb(host, (network, id), IfbMaker::Attaching);
-    let (mut errors, mut links) = (Vec::from_iter(filtering.err()), Vec::new());
-    for found in [ifb, link] {
+    let (mut errors, mut links, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+    for found in [ifb, host_veth] {
         match found {
-            Ok(found) => links.extend(found.map(|link| link.index)),
+            Ok(found) => {
+                links.extend(found.iter().map(|link| link.index));
+                ports.extend(found.filter(|link| link.master.is_some()));
+            }
             Err(error) => errors.push(error),
         }
     }
-    let removed = match links.as_slice() {
-        [ifb, host_veth] => host.remove_links(*ifb, *host_veth),
-        [link] => host.remove_link(*link),
-        _ => Ok(()),
-    };
-    errors.extend(removed.err().map(Error::from));
+    let group = host.group_links(links);
+    for port in ports {
+        // Where it is down, nothing comes through it.
+        let _ = host.shut_port(port.index);
+    }
+    errors.extend(host.remove_filtering(&name).err());
+    errors.extend(host.remove_group(&group).err().map(Error::from));
     errors
 }
 

@@ -339,7 +339,10 @@ impl Filter {
                     "{found} of {} stands in {set} instead of {element}",
                     found.comment.as_deref().unwrap_or("nobody")
                 )),
-                None => missing.push(format!("{element} is missing in {set}")),
+                None => missing.push(
+                    masquerade::missing(set, element)
+                        .unwrap_or_else(|| format!("{element} is missing in {set}")),
+                ),
             }
         }
         Ok(missing)

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::attach::{attach, require_foreign};
 use crate::attachment::AttachmentId;
 use crate::check::check;
-use crate::detach::{collect_garbage, detach};
+use crate::detach::{self, collect_garbage, detach};
 use crate::error::Error;
 use crate::host::Host;
 use crate::netconf::{Input, Surroundings};
@@ -55,7 +55,7 @@ pub fn serve<I: Read, O: Write>(
     }
     let input = match Input::parse(&bytes, surroundings(program, &variable)) {
         Ok(input) => input,
-        Err(error) => return Some(streams.fail(Version::NEWEST, &error)),
+        Err(error) => return Some(streams.fail(version_in(&bytes), &error)),
     };
     let outcome = match require_version(&request, &input) {
         Err(error) => Err(error),
@@ -160,7 +160,7 @@ fn add<I, O: Write>(
     let Err(error) = told else {
         return Ok(());
     };
-    let undone = detach(&mut host, &conf.network, &pod.attachment, &store);
+    let undone = detach::undo(&mut host, &conf.network, &pod.attachment, &store);
     Err(Error::Several(
         [Some(error), undone.err()].into_iter().flatten().collect(),
     ))
@@ -241,16 +241,20 @@ impl<I, O: Write> Streams<I, O> {
 
     /// `cniVersion` is the asking one's, where it is ours too; no configuration is fine (T12).
     fn answer_version(&mut self, bytes: &[u8]) -> bool {
-        let asked: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let version = asked
-            .get("cniVersion")
-            .and_then(Value::as_str)
-            .and_then(Version::parse)
-            .unwrap_or(Version::NEWEST);
         let answer = json!({
-            "cniVersion": version.to_string(),
+            "cniVersion": version_in(bytes).to_string(),
             "supportedVersions": Version::ALL.map(Version::as_str),
         });
         self.write(&answer).is_ok()
     }
+}
+
+/// The version that a configuration asks for, however wrong the rest of it is; the newest where that is none of ours.
+fn version_in(bytes: &[u8]) -> Version {
+    let asked: Value = serde_json::from_slice(bytes).unwrap_or_default();
+    asked
+        .get("cniVersion")
+        .and_then(Value::as_str)
+        .and_then(Version::parse)
+        .unwrap_or(Version::NEWEST)
 }

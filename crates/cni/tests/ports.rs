@@ -301,7 +301,7 @@ fn an_sctp_association_begins_with_the_pod() {
         far.run(|| {
             let to: SocketAddr = to.parse().unwrap();
             let flags = rustix::net::SendFlags::empty();
-            rustix::net::sendto(&raw_sctp(family), &sctp_init(7777, 9000), flags, &to).unwrap();
+            rustix::net::sendto(raw_sctp(family), &sctp_init(7777, 9000), flags, &to).unwrap();
         });
         let mut buffer = [0; 128];
         let flags = rustix::net::RecvFlags::empty();
@@ -476,7 +476,7 @@ fn t28_check_names_each_host_port_that_does_not_lead_to_the_pod() {
         ),
         (
             "delete element inet podspan masquerade4 { 10.244.1.2 }".to_owned(),
-            "10.244.1.2 is missing in set inet podspan masquerade4",
+            "10.244.1.2 is not masqueraded",
         ),
         (
             "delete element inet podspan hairpin_links { \"podspan0\" . \"podspan0\" }".to_owned(),

@@ -2,7 +2,8 @@
 //!
 //! All the time a watcher looks into the pods' namespaces themselves: an address that two of them have ends the test.
 //! Afterwards nothing may be left, and every address of every range must be there to be taken again, once.
-//! It is as long as `PODSPAN_STORM_SECONDS` says, 15 seconds otherwise.
+//! It is as long as `PODSPAN_STORM_SECONDS` says, 15 seconds otherwise: `PODSPAN_STORM_SECONDS=600 cargo test -p podspan-cni
+//! --test storm -- --nocapture` is the storm of ten minutes, to be run before a release.
 
 #![allow(
     clippy::unwrap_used,
@@ -81,6 +82,8 @@ struct Abandoned {
 #[derive(Default)]
 struct Tally {
     done: Mutex<BTreeMap<String, u64>>,
+    /// The longest that was not killed, by command.
+    longest: Mutex<BTreeMap<String, Duration>>,
     looks: AtomicU64,
     addresses_seen: AtomicU64,
 }
@@ -141,7 +144,8 @@ impl Storm {
                 .map(|range| json!([{"subnet": range}]))
                 .collect();
             let ipam = json!({"dataDir": node.data.path(), "ranges": sets});
-            node.conf(json!({"name": name, "bridge": bridge, "ipam": ipam}))
+            let masquerade = *name != "beta";
+            node.conf(json!({"name": name, "bridge": bridge, "ipam": ipam, "ipMasq": masquerade}))
         };
         Self {
             confs: NETWORKS.iter().map(conf).collect(),
@@ -169,9 +173,16 @@ impl Storm {
             .and_then(|(_, value)| value?.to_str())
             .unwrap()
             .to_owned();
+        let start = Instant::now();
         let output = run_within(kill.unwrap_or(HANG), &mut process, conf);
+        let took = start.elapsed();
         let killed = output.status.signal() == Some(9);
         assert!(!killed || kill.is_some(), "{name} hung: {conf}");
+        if !killed {
+            let mut longest = self.tally.longest.lock().unwrap();
+            let known = longest.entry(name.clone()).or_default();
+            *known = took.max(*known);
+        }
         self.tally.count(&match killed {
             true => format!("{name} killed"),
             false => name,
@@ -574,6 +585,7 @@ fn assert_nothing_is_left(storm: &Storm) {
             assert!(ours.contains(&base), "{name} is left");
         }
     }
+    assert_eq!(storm.node.filtered(), Vec::<String>::new());
     storm.node.assert_foreign_survives();
 }
 
@@ -637,6 +649,7 @@ fn in_a_storm_of_commands_and_kills_no_address_has_two_owners_and_nothing_is_lef
     let done = storm.tally.done.lock().unwrap();
     let (looks, seen) = (&storm.tally.looks, &storm.tally.addresses_seen);
     println!("in {:.1} s: {done:#?}", begin.elapsed().as_secs_f64());
+    println!("the longest: {:?}", storm.tally.longest.lock().unwrap());
     println!(
         "{} looks saw {} addresses",
         looks.load(Relaxed),

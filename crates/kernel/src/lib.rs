@@ -25,7 +25,7 @@ mod vlan;
 
 pub use address::Address;
 pub use error::{Error, Result, errno_text};
-pub use link::{BridgeVlans, Link, LinkChange, LinkKey, VethEnd, VethPair};
+pub use link::{BridgeVlans, Link, LinkChange, LinkGroup, LinkKey, VethEnd, VethPair};
 pub use monitor::Monitor;
 pub use names::{IfName, Invalid, Mac, Prefix, hash};
 pub use netlink::Netlink;

@@ -3,6 +3,7 @@
 //! No request here fails or succeeds partly without saying so, and nothing is decided here: which link is whose is the
 //! caller's affair. Surprises of the kernel are told where they are met.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
@@ -383,47 +384,55 @@ impl Netlink {
         })
     }
 
-    /// Removes two links with one wait: the kernel waits for RCU periods once a request, some 20 ms. That one of them is not
-    /// there is fine.
+    /// Prepares links for [`Self::remove_group`], which removes them with one wait: the kernel waits for RCU periods once a
+    /// request, some 20 ms. They are given a group of their own, whose number follows from the first one's index.
     ///
-    /// They are given a group of their own, whose number follows from the first link's index, and the group is removed. Where
-    /// another link is in that group, which nobody but chance can bring about, they are removed one after the other.
-    ///
-    /// # Errors
-    /// What the kernel answered.
-    pub fn remove_links(&mut self, first: u32, second: u32) -> Result<()> {
-        let group = REMOVAL_GROUPS | first;
-        for index in [first, second] {
-            let mut message = message_about(index.into());
-            message.attributes.push(LinkAttribute::Group(group));
-            let action = || format!("set link {index} group {group}");
-            match self.change(Message::NewLink(message), 0, action) {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
+    /// A surprise: this is a change of the links, so that the bridge opens their ports again; see [`Self::shut_port`].
+    pub fn group_links(&mut self, links: Vec<u32>) -> LinkGroup {
+        let group = LinkGroup { links };
+        if let (Some(number), [_, _, ..]) = (group.number(), group.links.as_slice()) {
+            for index in &group.links {
+                let mut message = message_about((*index).into());
+                message.attributes.push(LinkAttribute::Group(number));
+                let action = || format!("set link {index} group {number}");
+                // One that is not in the group is removed by itself.
+                let _ = self.change(Message::NewLink(message), 0, action);
             }
         }
+        group
+    }
+
+    /// Removes links; that some are not there is fine. Where not just these are in the group, which only chance or an earlier
+    /// failure can bring about, they are removed one after the other.
+    ///
+    /// # Errors
+    /// What the kernel answered; it does not stop at the first.
+    pub fn remove_group(&mut self, group: &LinkGroup) -> Result<()> {
+        let number = group.number().filter(|_| group.links.len() > 1);
+        if let Some(number) = number
+            && self.list_group(number)? == BTreeSet::from_iter(group.links.iter().copied())
+        {
+            let mut message = LinkMessage::default();
+            message.attributes.push(LinkAttribute::Group(number));
+            return self.change(Message::DelLink(message), 0, || {
+                format!("remove links of group {number}")
+            });
+        }
+        let removed: Vec<_> = group.links.iter().map(|i| self.remove_link(*i)).collect();
+        removed.into_iter().collect()
+    }
+
+    fn list_group(&mut self, number: u32) -> Result<BTreeSet<u32>> {
         let mut message = LinkMessage::default();
         message.attributes.push(without_statistics());
         let of_group = |message| match message {
-            Message::NewLink(link) if link.attributes.contains(&LinkAttribute::Group(group)) => {
+            Message::NewLink(link) if link.attributes.contains(&LinkAttribute::Group(number)) => {
                 Some(link.header.index)
             }
             _ => None,
         };
         let members = self.dump(Message::GetLink(message), "list links", of_group)?;
-        if members.iter().any(|index| ![first, second].contains(index)) {
-            return self
-                .remove_link(first)
-                .and_then(|()| self.remove_link(second));
-        }
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::Group(group));
-        match self.change(Message::DelLink(message), 0, || {
-            format!("remove links {first} and {second}")
-        }) {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
+        Ok(members.into_iter().collect())
     }
 
     /// Removes a link; that it is not there is fine. Either end of a veth pair takes the other with it.
@@ -455,6 +464,18 @@ fn message_about(link: LinkKey<'_>) -> LinkMessage {
 
 /// Groups of links that are to be removed together begin here, far from those that people give.
 const REMOVAL_GROUPS: u32 = 0x7000_0000;
+
+/// Links that are to be removed together.
+#[derive(Debug)]
+pub struct LinkGroup {
+    links: Vec<u32>,
+}
+
+impl LinkGroup {
+    fn number(&self) -> Option<u32> {
+        self.links.first().map(|first| REMOVAL_GROUPS | first)
+    }
+}
 
 /// Spares the kernel the counting, and us the reading.
 fn without_statistics() -> LinkAttribute {
@@ -685,18 +706,25 @@ mod tests {
             ns.ip(&format!("link add {link} type {kind}"));
             netlink.link(&name(link)).unwrap().index
         };
-        let (a, b, c, d) = (
+        let (a, b, c, d, e) = (
             make("bridge", "la"),
             make("ifb", "lb"),
             make("ifb", "lc"),
             make("veth", "ld"),
+            make("bridge", "le"),
         );
         let _other = make("bridge", "other");
-        netlink.remove_links(a, b).unwrap();
-        netlink.remove_links(a, b).unwrap();
+        let pair = netlink.group_links(vec![a, b]);
+        netlink.remove_group(&pair).unwrap();
+        netlink.remove_group(&pair).unwrap();
         // Chance put another link into the group.
         ns.ip(&format!("link set other group {}", REMOVAL_GROUPS | c));
-        netlink.remove_links(c, d).unwrap();
+        let pair = netlink.group_links(vec![c, d]);
+        netlink.remove_group(&pair).unwrap();
+        let alone = netlink.group_links(vec![e]);
+        netlink.remove_group(&alone).unwrap();
+        let nothing = netlink.group_links(Vec::new());
+        netlink.remove_group(&nothing).unwrap();
         let left = netlink.list_links().unwrap();
         let left: Vec<_> = left.iter().map(|link| link.name.as_str()).collect();
         assert_eq!(left, ["lo", "other"]);

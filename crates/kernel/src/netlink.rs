@@ -1,11 +1,9 @@
 //! A blocking rtnetlink socket: one request, its answers, nothing else.
 //!
 //! The socket belongs to the network namespace that it was opened in, for ever: open it there and use it from anywhere.
-//! It never sends a message without waiting for the answer, and never hands out a part of an interrupted dump.
+//! It never sends a message without reading the answer, never hands out a part of an interrupted dump, and never waits: the
+//! kernel has answered when the request is sent (`netlink_unicast_kernel`), so that a lost answer is an error and no hang.
 //! A surprise: `netlink_packet_route` must not be seen outside of this crate; its types change monthly.
-
-use std::ffi::c_void;
-use std::os::fd::{FromRawFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader,
@@ -14,7 +12,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+use rustix::net::RecvFlags;
 use rustix::net::netdevice::name_to_index;
 
 use crate::error::{Error, Result};
@@ -34,9 +32,6 @@ pub(crate) const RECEIVE_BUFFER: usize = 64 * 1024;
 /// How often an interrupted dump is begun again before it is an error.
 pub(crate) const DUMP_TRIES: usize = 20;
 
-/// `SIOCGSKNS` (linux/sockios.h): a descriptor of the network namespace that a socket is in.
-const SIOCGSKNS: Opcode = 0x894c;
-
 /// A request's message to the kernel.
 pub(crate) type Message = RouteNetlinkMessage;
 
@@ -51,10 +46,8 @@ pub struct Netlink {
 enum Answer {
     /// The kernel did as asked, or a dump is at its end.
     Done,
-    /// One object.
-    Object(Message),
-    /// Of another request, or of a kind that we cannot read: a foreign object's affair.
-    Other,
+    /// One object; none when it is in a form that this version of the codec does not know.
+    Object(Option<Message>),
 }
 
 impl Netlink {
@@ -81,15 +74,12 @@ impl Netlink {
         })
     }
 
-    /// The network namespace that the socket is in, which need not be the calling thread's.
+    /// The network namespace that it reaches, wherever the calling thread is.
     ///
     /// # Errors
-    /// What the kernel answered; EPERM without CAP_NET_ADMIN there.
+    /// What the kernel answered.
     pub fn netns(&self) -> Result<Netns> {
-        // SAFETY: the request takes no argument and answers a new descriptor, which nobody else owns.
-        unsafe { ioctl(&self.socket, NewDescriptor::<SIOCGSKNS>) }
-            .map(|file| Netns::from_file(file, "of a netlink socket"))
-            .map_err(|errno| Error::new("find the network namespace of a netlink socket", errno))
+        Netns::of_socket(&self.socket)
     }
 
     /// The index of the link of that name, which costs a tenth of [`Self::link`].
@@ -123,16 +113,15 @@ impl Netlink {
         message: Message,
         action: impl FnOnce() -> String,
     ) -> Result<Message> {
-        let mut found = None;
+        let mut found = Err(Errno::NOENT);
         let attempt = || {
             // A question about a qdisc is answered only with NLM_F_ECHO; others do not mind it.
             self.send(message, NLM_F_ACK | NLM_F_ECHO)?;
-            self.receive(|object| found = Some(object))
+            // What cannot be read is there all the same: it must not pass for not found.
+            self.receive(|object| found = object.ok_or(Errno::BADMSG))?;
+            Ok(found?)
         };
-        let outcome = attempt();
-        outcome
-            .and_then(|()| found.ok_or(Refusal::from(Errno::NOENT)))
-            .map_err(|refusal| refusal.into_error(action()))
+        attempt().map_err(|refusal: Refusal| refusal.into_error(action()))
     }
 
     /// Asks for all objects of a kind and keeps what `pick` makes of them.
@@ -148,7 +137,8 @@ impl Netlink {
             let mut picked = Vec::new();
             let mut attempt = || {
                 self.send(message.clone(), NLM_F_DUMP)?;
-                self.receive(|object| picked.extend(pick(object)))
+                // A foreign object that cannot be read must not hide our own.
+                self.receive(|object| picked.extend(object.and_then(&mut pick)))
             };
             match attempt() {
                 Ok(()) => return Ok(picked),
@@ -178,53 +168,68 @@ impl Netlink {
     }
 
     /// Reads until the answer to the last request is complete.
-    fn receive(&mut self, mut object: impl FnMut(Message)) -> std::result::Result<(), Refusal> {
-        let mut interrupted = false;
+    fn receive(
+        &mut self,
+        mut object: impl FnMut(Option<Message>),
+    ) -> std::result::Result<(), Refusal> {
+        let mut reply = Reply {
+            sequence: self.sequence,
+            interrupted: false,
+        };
         loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Refusal::from_io(&error)),
-            }
-            let mut rest = self.buffer.as_slice();
-            while let Some((message, after)) = split_message(rest) {
-                rest = after;
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-                match message.read()? {
-                    Answer::Done if interrupted => return Err(Refusal::from(Errno::INTR)),
-                    Answer::Done => return Ok(()),
-                    Answer::Object(found) => object(found),
-                    Answer::Other => {}
-                }
+            receive_datagram(&self.socket, &mut self.buffer)?;
+            if reply.take(&self.buffer, &mut object)? {
+                return Ok(());
             }
         }
     }
 }
 
-/// An `ioctl` without an argument that answers a new descriptor.
-struct NewDescriptor<const OPCODE: Opcode>;
-
-// SAFETY: nothing is read or written through the pointer, and the output is a descriptor that nobody owns yet.
-unsafe impl<const OPCODE: Opcode> Ioctl for NewDescriptor<OPCODE> {
-    type Output = OwnedFd;
-
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        OPCODE
+/// Reads one datagram into `buffer`, whose capacity bounds it.
+pub(crate) fn receive_datagram(
+    socket: &Socket,
+    buffer: &mut Vec<u8>,
+) -> std::result::Result<(), Refusal> {
+    loop {
+        buffer.clear();
+        match socket.recv(buffer, RecvFlags::DONTWAIT.bits().cast_signed()) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            // All that the kernel had to say was read, and it was no end.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                return Err(Refusal::from(Errno::NOMSG));
+            }
+            Err(error) => return Err(Refusal::from_io(&error)),
+        }
     }
+}
 
-    fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::null_mut()
-    }
+/// What the kernel's datagrams have told of one request so far.
+struct Reply {
+    sequence: u32,
+    interrupted: bool,
+}
 
-    unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
-        // SAFETY: the kernel just made it for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(output) })
+impl Reply {
+    /// Gives the objects of a datagram to `object`; true when the reply is at its end.
+    fn take(
+        &mut self,
+        datagram: &[u8],
+        object: &mut impl FnMut(Option<Message>),
+    ) -> std::result::Result<bool, Refusal> {
+        let mut rest = datagram;
+        while let Some(message) = split_message(&mut rest)? {
+            if message.sequence != self.sequence {
+                continue;
+            }
+            self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match message.read()? {
+                Answer::Done if self.interrupted => return Err(Refusal::from(Errno::INTR)),
+                Answer::Done => return Ok(true),
+                Answer::Object(found) => object(found),
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -261,20 +266,28 @@ pub(crate) struct Received<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// Splits the first message off; none at the end and at anything that cannot be a message.
-pub(crate) fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
-    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
-    let payload = bytes.get(HEADER..length)?;
-    let message = Received {
-        kind: u16_at(bytes, 4)?,
-        flags: u16_at(bytes, 6)?,
-        sequence: u32_at(bytes, 8)?,
-        payload,
+/// Splits the first message off; none at the end. EBADMSG for anything that cannot be a message: what is behind it is lost,
+/// and with it perhaps the answer.
+pub(crate) fn split_message<'a>(
+    rest: &mut &'a [u8],
+) -> std::result::Result<Option<Received<'a>>, Refusal> {
+    if rest.is_empty() {
+        return Ok(None);
+    }
+    let read = |bytes: &'a [u8]| {
+        let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
+        let message = Received {
+            kind: u16_at(bytes, 4)?,
+            flags: u16_at(bytes, 6)?,
+            sequence: u32_at(bytes, 8)?,
+            payload: bytes.get(HEADER..length)?,
+        };
+        let after = bytes.get(length.next_multiple_of(4)..);
+        Some((message, after.unwrap_or_default()))
     };
-    Some((
-        message,
-        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
-    ))
+    let (message, after) = read(rest).ok_or(Refusal::from(Errno::BADMSG))?;
+    *rest = after;
+    Ok(Some(message))
 }
 
 impl Received<'_> {
@@ -282,11 +295,8 @@ impl Received<'_> {
         if let Some(outcome) = self.outcome() {
             return outcome.map(|()| Answer::Done);
         }
-        // A foreign object in a form that this version of the codec does not know must not hide our own.
-        Ok(match Message::parse_with_param(self.payload, self.kind) {
-            Ok(message) => Answer::Object(message),
-            Err(_) => Answer::Other,
-        })
+        let object = Message::parse_with_param(self.payload, self.kind);
+        Ok(Answer::Object(object.ok()))
     }
 
     /// How the request ended, when this is its end and not an object.
@@ -295,11 +305,11 @@ impl Received<'_> {
         if !matches!(self.kind, NLMSG_ERROR | NLMSG_DONE) {
             return None;
         }
-        let code = u32_at(self.payload, 0).unwrap_or(0).cast_signed();
-        Some(match code {
-            0 => Ok(()),
-            code => Err(Refusal {
-                errno: Errno::from_raw_os_error(code.wrapping_neg()),
+        Some(match u32_at(self.payload, 0).map(u32::cast_signed) {
+            None => Err(Errno::BADMSG.into()),
+            Some(0) => Ok(()),
+            Some(code) => Err(Refusal {
+                errno: errno(code),
                 detail: self.words(),
             }),
         })
@@ -323,6 +333,14 @@ impl Received<'_> {
     }
 }
 
+/// The errno in an answer, where it is negative; EBADMSG for what is no errno (`MAX_ERRNO`, linux/err.h).
+fn errno(code: i32) -> Errno {
+    match code {
+        -4095..=-1 => Errno::from_raw_os_error(-code),
+        _ => Errno::BADMSG,
+    }
+}
+
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
@@ -332,27 +350,4 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_that_are_no_message_end_the_reading() {
-        assert!(split_message(&[]).is_none());
-        assert!(
-            split_message(&[4, 0, 0, 0, 0, 0, 0, 0]).is_none(),
-            "shorter than its own header"
-        );
-        assert!(
-            split_message(&[0xff; 16]).is_none(),
-            "longer than what came"
-        );
-        let words = Received {
-            kind: NLMSG_ERROR,
-            flags: 0,
-            sequence: 1,
-            payload: &[0; 20],
-        }
-        .words();
-        assert_eq!(words, None);
-    }
-}
+pub(crate) mod tests;

@@ -3,12 +3,14 @@
 //! A thread enters a namespace and stays there. Code that must come back runs on a thread of its own ([`Netns::run`]);
 //! a short-lived program enters for good ([`Netns::enter`]), after it opened the sockets that it needs outside.
 
+use std::ffi::c_void;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Stat, fstat};
 use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
@@ -56,10 +58,18 @@ impl Netns {
         Self::open(OWN)
     }
 
-    /// One that was not opened by a path; `path` is then what people are told.
-    pub(crate) fn from_file(file: OwnedFd, path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        Self { file, path }
+    /// The one that a socket was opened in.
+    ///
+    /// # Errors
+    /// What `ioctl` answered; EPERM without CAP_NET_ADMIN in it.
+    pub(crate) fn of_socket(socket: impl AsFd) -> Result<Self> {
+        // SAFETY: SIOCGSKNS takes no argument and opens a descriptor (`sock_ioctl`, net/socket.c).
+        let file = unsafe { ioctl(socket, NetnsOfSocket) }
+            .map_err(|errno| Error::new("open network namespace of a socket", errno))?;
+        Ok(Self {
+            file,
+            path: "of a socket".into(),
+        })
     }
 
     /// Where it was opened.
@@ -174,6 +184,28 @@ impl Netns {
     }
 }
 
+/// `SIOCGSKNS` (linux/sockios.h): which network namespace a socket belongs to.
+struct NetnsOfSocket;
+
+// SAFETY: the opcode is one that takes no argument and answers a new descriptor, which nobody else owns.
+unsafe impl Ioctl for NetnsOfSocket {
+    type Output = OwnedFd;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        0x894c
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(opened: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the call succeeded, so that it is an open descriptor.
+        Ok(unsafe { OwnedFd::from_raw_fd(opened) })
+    }
+}
+
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -204,8 +236,6 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(!here.is_same(&there).unwrap());
-        let socket = there.run(crate::Netlink::open).unwrap().unwrap();
-        assert!(socket.netns().unwrap().is_same(&there).unwrap());
         assert!(
             there
                 .run(|| Netns::current()?.is_same(&there))
@@ -213,6 +243,18 @@ mod tests {
                 .unwrap()
         );
         assert!(Netns::current().unwrap().is_same(&here).unwrap());
+    }
+
+    #[test]
+    fn a_socket_leads_back_to_the_namespace_that_it_was_opened_in() {
+        let ns = TestNs::new();
+        let here = Netns::current().unwrap();
+        let socket = crate::Netlink::open().unwrap();
+        let _other = TestNs::new();
+        assert!(!Netns::current().unwrap().is_same(&here).unwrap());
+        socket.netns().unwrap().enter().unwrap();
+        assert!(Netns::current().unwrap().is_same(&here).unwrap());
+        ns.ip("link show lo");
     }
 
     #[test]

@@ -11,7 +11,9 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 
 use crate::error::{Error, Result};
-use crate::netlink::{DUMP_TRIES, RECEIVE_BUFFER, Received, Refusal, split_message};
+use crate::netlink::{
+    DUMP_TRIES, RECEIVE_BUFFER, Received, Refusal, receive_datagram, split_message, u16_at,
+};
 use encode::{Attributes, Encoder, Header};
 
 /// `sizeof(struct nfgenmsg)`: what precedes the attributes of an answer.
@@ -21,10 +23,10 @@ const SEND_RESERVE: usize = 32;
 
 /// A connection to netfilter, in the network namespace that it was opened in.
 pub(crate) struct Nfnetlink {
-    socket: Socket,
+    pub(crate) socket: Socket,
     /// The number of the last message sent.
     pub(crate) sequence: u32,
-    buffer: Vec<u8>,
+    pub(crate) buffer: Vec<u8>,
 }
 
 impl Nfnetlink {
@@ -52,7 +54,8 @@ impl Nfnetlink {
 
     /// Asks for all objects of a kind; `part` sees the attributes of each message, and none at a fresh beginning.
     ///
-    /// A dump that the kernel calls interrupted (`NLM_F_DUMP_INTR`: a change came between) is begun again.
+    /// A dump between whose parts a change came is begun again: the kernel finds its place by counting, and then skips others.
+    /// It does not always call such a dump interrupted itself (`NLM_F_DUMP_INTR`).
     pub(crate) fn dump(
         &mut self,
         header: Header,
@@ -83,14 +86,18 @@ impl Nfnetlink {
         request.number(sequence);
         self.send(request.bytes())?;
         let mut interrupted = false;
+        let mut generation = None;
         loop {
-            let ended = self.receive(true, |answer| {
+            let ended = self.receive(|answer| {
                 if answer.sequence != sequence {
                     return None;
                 }
                 interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
                 let outcome = answer.outcome();
                 if outcome.is_none() {
+                    // Of nf_tables, `res_id` is the number of the last commit (`nft_base_seq`); of others it is 0.
+                    let of_part = u16_at(answer.payload, 2);
+                    interrupted |= *generation.get_or_insert(of_part) != of_part;
                     let payload = answer.payload.get(GENERIC_HEADER..);
                     object(Attributes(payload.unwrap_or_default()));
                 }
@@ -129,29 +136,14 @@ impl Nfnetlink {
     /// Reads one datagram and gives each message in it to `look`, until that gives something.
     pub(crate) fn receive<T>(
         &mut self,
-        wait: bool,
         mut look: impl FnMut(&Received<'_>) -> Option<T>,
     ) -> std::result::Result<Option<T>, Refusal> {
-        let flags = if wait {
-            rustix::net::RecvFlags::empty()
-        } else {
-            rustix::net::RecvFlags::DONTWAIT
-        };
-        self.buffer.clear();
-        while let Err(error) = self
-            .socket
-            .recv(&mut self.buffer, flags.bits().cast_signed())
-        {
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                return Err(Refusal::from_io(&error));
-            }
-        }
+        receive_datagram(&self.socket, &mut self.buffer)?;
         let mut rest = self.buffer.as_slice();
-        while let Some((message, after)) = split_message(rest) {
+        while let Some(message) = split_message(&mut rest)? {
             if let Some(found) = look(&message) {
                 return Ok(Some(found));
             }
-            rest = after;
         }
         Ok(None)
     }

@@ -35,7 +35,7 @@ pub use set::{Holds, NamedSet, Set};
 pub use value::{Type, Value};
 
 use crate::error::Result;
-use crate::netlink::Refusal;
+use crate::netlink::{DUMP_TRIES, Refusal};
 use crate::nfnetlink::{Nfnetlink, encode};
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
@@ -187,29 +187,37 @@ impl Nft {
         }
     }
 
-    /// All elements of a set or a map.
+    /// All elements of a set or a map. A list that has an element twice is begun again.
     ///
     /// # Errors
     /// Not found; EBADMSG when the set is of other types than `set` says; EINTR when commits never let a dump finish.
     pub fn list_elements(&mut self, set: &Set<'_>) -> Result<Vec<Element>> {
         let header = set.request(message::GET_ELEMENTS, NLM_F_DUMP);
         let error = |refusal: Refusal| refusal.into_error(format!("list elements of {set}"));
-        let mut stored = Some(Vec::new());
-        let asked = self.link.dump(
-            header,
-            |to| set.encode_name(to),
-            |part| match part {
-                None => stored = Some(Vec::new()),
-                Some(attributes) => match (&mut stored, element::read_stored(set, attributes)) {
-                    (Some(all), Some(part)) => all.extend(part),
-                    _ => stored = None,
+        for _ in 0..DUMP_TRIES {
+            let mut stored = Some(Vec::new());
+            let asked = self.link.dump(
+                header,
+                |to| set.encode_name(to),
+                |part| match part {
+                    None => stored = Some(Vec::new()),
+                    Some(attributes) => {
+                        match (&mut stored, element::read_stored(set, attributes)) {
+                            (Some(all), Some(part)) => all.extend(part),
+                            _ => stored = None,
+                        }
+                    }
                 },
-            },
-        );
-        asked.map_err(error)?;
-        stored
-            .and_then(|all| element::understand(set, all))
-            .ok_or_else(|| error(Errno::BADMSG.into()))
+            );
+            asked.map_err(error)?;
+            // Its hash table grew meanwhile, and was walked again from its beginning (`nft_rhash_walk`).
+            if !stored.as_deref().is_some_and(element::has_doubles) {
+                return stored
+                    .and_then(|all| element::understand(set, all))
+                    .ok_or_else(|| error(Errno::BADMSG.into()));
+            }
+        }
+        Err(error(Errno::INTR.into()))
     }
 
     /// The element of that key, or none: of a set of single keys, whose size does not matter.
@@ -272,7 +280,7 @@ impl Nft {
         let mut failure: Option<Failure> = None;
         let mut lost = false;
         loop {
-            let read = self.link.receive(!lost, |answer| {
+            let read = self.link.receive(|answer| {
                 let message = usize::try_from(answer.sequence.wrapping_sub(first)).ok()?;
                 let place = message.checked_sub(1);
                 let outcome = answer.outcome().filter(|_| message <= count)?;
@@ -288,7 +296,7 @@ impl Nft {
                     lost = true;
                     false
                 }
-                Err(refusal) if refusal.errno == Errno::AGAIN && lost => {
+                Err(refusal) if refusal.errno == Errno::NOMSG && lost => {
                     return Err(failure.unwrap_or_else(|| Refusal::from(Errno::NOBUFS).into()));
                 }
                 Err(refusal) => return Err(refusal.into()),

@@ -1,5 +1,7 @@
 //! For tests: a private network namespace, and `ip -j` as the witness.
 
+pub mod fuzz;
+
 use std::process::Command;
 
 use serde_json::Value;

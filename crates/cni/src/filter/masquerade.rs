@@ -71,6 +71,13 @@ fn lay(batch: &mut Batch) {
     }
 }
 
+/// What it means that an element is missing; none for one of another set.
+pub(super) fn missing(set: &Set<'_>, element: &Element) -> Option<String> {
+    [PODS4, PODS6]
+        .contains(set)
+        .then(|| format!("{element} is not masqueraded"))
+}
+
 /// The IPv6 address whose first byte it is and the rest zero.
 fn high_byte(byte: u8) -> IpAddr {
     IpAddr::from((u128::from(byte) << 120).to_be_bytes())

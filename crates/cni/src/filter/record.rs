@@ -33,7 +33,7 @@ pub(super) fn set<'a>(table: Table<'a>, name: &'a str) -> Set<'a> {
 pub(super) fn create(batch: &mut Batch, wanted: &Wanted, own: &[Entry]) {
     for table in TABLES {
         let entries = own.iter().filter(|(set, _)| set.table == table);
-        let mut texts: Vec<_> = entries.map(|entry| text(entry)).collect();
+        let mut texts: Vec<_> = entries.map(text).collect();
         if texts.is_empty() {
             continue;
         }

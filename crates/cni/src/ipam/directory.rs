@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::error::IpamError;
@@ -164,11 +164,11 @@ impl Directory {
         }
     }
 
-    /// True when something has the name.
+    /// True when something has the name, be it a link that leads nowhere.
     pub fn holds(&self, name: &str) -> Result<bool, IpamError> {
         step();
-        match rustix::fs::accessat(&self.fd, name, Access::EXISTS, AtFlags::empty()) {
-            Ok(()) => Ok(true),
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(self.error("look for", name, errno)),
         }

@@ -265,6 +265,11 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
+    /// The range set whose queue it is.
+    pub fn set(&self) -> &'a RangeSet {
+        self.set
+    }
+
     /// Starts a new lap through the whole set, for free addresses that the queue does not know.
     pub fn begin_lap(&mut self) {
         self.head.fresh = Some(self.head.lap);

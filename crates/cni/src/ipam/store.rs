@@ -245,8 +245,9 @@ impl Store {
         let written = locked.directory.read("boot_id")?.unwrap_or_default();
         match written.trim() {
             same if same == self.boot_id => return Ok(locked),
-            // No boot id is not another boot: the directory is new, or it was host-local's.
-            "" => locked.adopt()?,
+            // No boot id is not another boot: the directory is new, it was host-local's, or the file is damaged. To take
+            // that for another boot would give the addresses of living pods to others.
+            none if none.len() != self.boot_id.len() => locked.adopt()?,
             _ => locked.void()?,
         }
         locked.directory.ensure_inner("attachments")?;
@@ -306,15 +307,22 @@ impl Locked {
             .collect()
     }
 
-    /// The next address that nobody has. Where host-local frees addresses too, our queue does not hear of it: before such
-    /// a set counts as exhausted, one more lap is made through it.
+    /// The next address that nobody has. The queue does not hear of all that is freed: host-local does not tell it, and
+    /// its file may be damaged. Before a set counts as exhausted, its address files are counted.
     fn candidate(&self, queue: &mut Queue<'_>) -> Result<IpAddr, IpamError> {
         let mut found = queue.peek()?;
-        if found.is_none() && self.is_shared()? {
+        if found.is_none() && self.taken_of(queue.set())? < queue.set().total() {
             queue.begin_lap();
             found = queue.peek()?;
         }
         found.ok_or_else(|| queue.exhausted())
+    }
+
+    /// How many addresses of the set have a file. Costs as much as there are files.
+    fn taken_of(&self, set: &RangeSet) -> Result<u128, IpamError> {
+        let addresses = self.addresses()?.into_iter();
+        let of_set = addresses.filter(|ip| set.range_of(*ip).is_some());
+        Ok(of_set.count() as u128)
     }
 
     /// The address, when nobody has it.
@@ -361,18 +369,27 @@ impl Locked {
         })
     }
 
-    fn release(&self, id: &AttachmentId) -> Result<(), IpamError> {
+    /// The addresses that are the attachment's to free, and what failed on the way.
+    fn held(&self, id: &AttachmentId) -> Result<(Vec<IpAddr>, Vec<IpamError>), IpamError> {
         let record = self.record(id)?;
-        let proven = matches!(record, Record::Sound(_));
+        let mut held = Vec::new();
         let mut faults = Vec::new();
         for ip in self.addresses_of(id, &record)? {
-            let freed = self.owner(ip).and_then(|owner| match owner {
-                Owner::Attachment(owner) if owner == *id => self.free(ip),
+            match self.owner(ip) {
+                Ok(Owner::Attachment(owner)) if owner == *id => held.push(ip),
                 // Only an atomic link can have put it there, so the record proves whose it was before the damage.
-                Owner::Unknown if proven => self.free(ip),
-                _ => Ok(()),
-            });
-            faults.extend(freed.err());
+                Ok(Owner::Unknown) if matches!(record, Record::Sound(_)) => held.push(ip),
+                Ok(_) => {}
+                Err(fault) => faults.push(fault),
+            }
+        }
+        Ok((held, faults))
+    }
+
+    fn release(&self, id: &AttachmentId) -> Result<(), IpamError> {
+        let (held, mut faults) = self.held(id)?;
+        for ip in held {
+            faults.extend(self.free(ip).err());
         }
         if faults.is_empty()
             && let Ok(record) = record_name(id)

@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "the functions' names say it")]
 
 pub mod kill;
+pub mod world;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -294,7 +295,7 @@ const FOREIGN: &str = "add table inet foreign; add chain inet foreign c { type f
 #[track_caller]
 pub fn nft(commands: &str) -> String {
     let output = Command::new("nft").arg(commands).output();
-    let output = output.expect("nft of nftables is installed");
+    let output = output.unwrap_or_else(|error| panic!("nft of nftables is installed: {error}"));
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "nft {commands}: {told}");
     String::from_utf8(output.stdout).unwrap()

@@ -4,6 +4,7 @@
 //! key behind it. An interval of several fields is one element with two keys. Here both are one [`Element`] with its
 //! first and last key.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::chain::Verdict;
@@ -241,6 +242,14 @@ fn read_element(set: &Set<'_>, attributes: Attributes<'_>) -> Option<Stored> {
             .find(attribute::USERDATA)
             .and_then(|bytes| read_user_data(bytes, UDATA_COMMENT)),
     })
+}
+
+/// True when one of them is there twice.
+pub(super) fn has_doubles(stored: &[Stored]) -> bool {
+    let mut seen = BTreeSet::new();
+    stored
+        .iter()
+        .any(|element| !seen.insert((&element.key, element.ends_interval)))
 }
 
 /// What stored elements mean; none when they are not of the types of `set`.

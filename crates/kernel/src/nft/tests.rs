@@ -1,5 +1,6 @@
 //! What is made here is what `nft` makes of the text that one would have typed, and does it to real packets.
 
+mod answers;
 mod laws;
 mod listing;
 mod packets;

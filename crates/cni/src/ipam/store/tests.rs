@@ -246,7 +246,7 @@ fn state_of_another_boot_is_void_and_foreign_files_stay() {
     it.fill();
     it.write("last_reserved_ip.0", "10.1.0.4");
     it.write("README", "somebody's");
-    let rebooted = store_in(&it.temp, "boot-2");
+    let rebooted = store_in(&it.temp, "0c5ab3c4-boot-2");
     assert_eq!(rebooted.find(&id("fill0")).unwrap(), [] as [IpAddr; 0]);
     assert_eq!(rebooted.list().unwrap(), []);
     assert_eq!(it.files(), ["README", "attachments", "boot_id", "lock"]);

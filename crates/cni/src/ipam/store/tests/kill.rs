@@ -109,7 +109,7 @@ fn the_first_add_after_a_reboot_may_die_anywhere() {
     let rebooted = || {
         let it = in_use();
         Fixture {
-            store: store_in(&it.temp, "boot-2"),
+            store: store_in(&it.temp, "0c5ab3c4-boot-2"),
             ..it
         }
     };

@@ -62,7 +62,7 @@ struct World {
 impl World {
     fn reboot(&mut self) {
         self.boots += 1;
-        self.it.store = store_in(&self.it.temp, &format!("boot-{}", self.boots));
+        self.it.store = store_in(&self.it.temp, &format!("0c5ab-boot-{:04}", self.boots));
         self.held.clear();
     }
 
