@@ -85,18 +85,13 @@ def set_read_only(path, is_read_only):
 
 
 def install_plugins(podspan_cni, reference):
-    """The names that `podspan-cni install` links are ours; the rest, or with `reference` all, are the reference plugins'."""
+    """The names that `podspan-cni install` links are ours, the rest the reference plugins'; with `reference` all are."""
     run([podspan_cni, "install", PLUGINS])
     for name in REFERENCE_NAMES:
         if reference:
             (PLUGINS / name).unlink(missing_ok=True)
-        if not is_ours(name):
+        if not (PLUGINS / name).exists():
             shutil.copy2(REFERENCE_PLUGINS / name, PLUGINS)
-
-
-def is_ours(name):
-    """Whether podspan-cni takes the place of that reference plugin."""
-    return (PLUGINS / name).is_symlink()
 
 
 def restart_firewall():
@@ -129,7 +124,7 @@ class Case(unittest.TestCase):
             within(netns, lambda: socket.create_connection((address, port), timeout=PATIENCE).close())
 
     def assert_ports_lead_to(self, web, neighbour):
-        """The ports 8080, 8081 (of one node address) and 5353 (UDP) lead to a server, from outside, from the node, from a neighbour on its network and from itself."""
+        """8080, 8081 on one address, and 5353 over UDP lead to it: from outside, the node, a neighbour and itself."""
         for node_address, outside in zip(NODE_ADDRESSES, OUTSIDE_ADDRESSES):
             self.assert_served(web.name, node_address, 8080, netns=OUTSIDE, seen_from=outside)
             self.assert_served(web.name, node_address, 8080)
