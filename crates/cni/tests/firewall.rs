@@ -71,7 +71,10 @@ fn firewall(node: &Node, command: (&str, &str), pod: Option<&Pod>, conf: &Value)
 
 /// A pod on a bridge behind `firewall`, and what that one was told.
 fn attach(node: &Node, container: &str, pod: &Pod, conf: (Value, Value)) -> (Answer, Value) {
-    let added = node.add(container, pod, &node.conf(conf.0)).expect_ok();
+    let mut attached = node.conf(conf.0);
+    // The guard is the other plugin's, and makes rules with each pod.
+    attached["antiSpoof"] = json!(false);
+    let added = node.add(container, pod, &attached).expect_ok();
     let conf = behind(&added.json, conf.1);
     (
         firewall(node, ("ADD", container), Some(pod), &conf).expect_ok(),
@@ -217,7 +220,10 @@ fn further_pods_of_the_bridge_change_nothing_and_del_leaves_it_to_the_next() {
 fn without_a_chain_forward_nothing_is_made() {
     let (node, pod) = (Node::new(), Pod::new());
     let (_, conf) = attach(&node, "c1", &pod, (json!({}), json!({})));
-    assert_eq!(tool("nft list tables"), "table inet foreign\n");
+    assert_eq!(
+        tool("nft list tables"),
+        "table inet foreign\ntable bridge foreign\n"
+    );
     firewall(&node, ("CHECK", "c1"), Some(&pod), &conf).expect_ok();
     // Docker's coming later is met by the next ADD.
     tool("iptables-nft -P FORWARD DROP");
@@ -227,7 +233,7 @@ fn without_a_chain_forward_nothing_is_made() {
     firewall(&node, ("CHECK", "c1"), Some(&pod), &conf).expect_ok();
     assert_eq!(
         tool("nft list tables"),
-        "table inet foreign\ntable ip filter\n"
+        "table inet foreign\ntable bridge foreign\ntable ip filter\n"
     );
 }
 
