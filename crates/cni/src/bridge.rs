@@ -101,10 +101,13 @@ fn complete_bridge(
             },
             false => vlan::add_bridge(netlink, named, &conf.vlans)?,
         }
-        // A bridge takes router advertisements of its ports for its own otherwise; without IPv6 there is no such key.
-        match sysctl::write(&format!("net/ipv6/conf/{}/accept_ra", conf.bridge), "0") {
-            Err(error) if !error.is_not_found() => return Err(error.into()),
-            _ => {}
+        // A bridge takes router advertisements of its ports for its own otherwise; and for a second or two it would have no
+        // link-local address to ask for its pods from, and lose what is sent to them. Without IPv6 there are no such keys.
+        for key in ["accept_ra", "accept_dad"] {
+            match sysctl::write(&format!("net/ipv6/conf/{}/{key}", conf.bridge), "0") {
+                Err(error) if !error.is_not_found() => return Err(error.into()),
+                _ => {}
+            }
         }
     }
     let ours = match &found {

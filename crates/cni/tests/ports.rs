@@ -56,22 +56,6 @@ impl At<'_> {
     }
 }
 
-/// Neighbours of IPv6 are asked from the bridge's link-local address, which a new bridge has in a second or two.
-fn settle(node: &Node) {
-    for _ in 0..100 {
-        let shown = node.ns.ip("-6 addr show dev podspan0 tentative");
-        let empty = |list: &Value| {
-            list.as_array()
-                .is_none_or(|list| list.iter().all(|link| link == &json!({})))
-        };
-        if empty(&shown) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("the bridge has no link-local address");
-}
-
 /// Bridges hand their packets to the filters of IP, as Kubernetes asks for, or not.
 fn call_iptables(on: bool) {
     for key in ["iptables", "ip6tables"] {
@@ -88,7 +72,6 @@ fn a_host_port_leads_to_the_pod_from_outside_from_pods_from_the_node_and_from_it
     node.add("web", &web, &with_ports(&node, tcp(80)))
         .expect_ok();
     node.add("other", &other, &node.conf(json!({}))).expect_ok();
-    settle(&node);
     let server = web.listen();
     for bridged in [true, false] {
         call_iptables(bridged);
@@ -203,7 +186,6 @@ fn a_client_with_a_steady_source_port_reaches_whom_the_port_leads_to_now() {
         let hold = Pod::new();
         node.add("hold", &hold, &with_ports(&node, tcp(1)))
             .expect_ok();
-        settle(&node);
         let bystander = UdpSocket::bind(format!("{}:0", brackets(any))).unwrap();
         let elsewhere = if any == "::" {
             "[2001:db8::2]:53"
@@ -292,7 +274,6 @@ fn an_sctp_association_begins_with_the_pod() {
     let mapping = json!([{"hostPort": 9000, "containerPort": 38412, "protocol": "SCTP"}]);
     node.add("c1", &pod, &with_ports(&node, mapping))
         .expect_ok();
-    settle(&node);
     // This kernel has no SCTP of its own: the packets are written and read as they are.
     for (family, to) in [
         (rustix::net::AddressFamily::INET, "203.0.113.1:0"),
@@ -706,7 +687,6 @@ fn under_the_name_portmap_it_serves_what_another_plugin_attached() {
     assert_eq!(answer.json, result, "T19: the previous result, unchanged");
     portmap(&mut node, ("CHECK", "c1"), (Some(&pod), &conf)).expect_ok();
     portmap(&mut node, ("STATUS", "c1"), (Some(&pod), &conf)).expect_ok();
-    settle(&node);
     let server = pod.listen();
     for address in ["203.0.113.1:80", "[2001:db8::1]:80"] {
         assert!(At::Pod(&far).seen(address, &server).is_some(), "{address}");
