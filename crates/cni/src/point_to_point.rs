@@ -57,7 +57,8 @@ pub fn ensure_host_side(
     if has_ipv6(addresses) {
         // For another's packets the node asks for the pod's MAC address from here only (`ndisc_send_ns`). The kernel's own
         // link-local address would be usable a moment later, and the first packet lost.
-        let address = link_local(host_veth.mac.unwrap_or(Mac([0; 6])));
+        let mac = host_veth.mac.unwrap_or(Mac([0; 6]));
+        let address = IpNet::new_assert(mac.link_local().into(), 64);
         host.ensure_address(host_veth.index, address)?;
     }
     for gateway in gateways(addresses) {
@@ -158,29 +159,6 @@ fn has_ipv6(addresses: &[PodAddress]) -> bool {
     addresses.iter().any(|address| address.net.addr().is_ipv6())
 }
 
-/// fe80::/64 and the MAC address as an interface identifier (RFC 4291, appendix A).
-fn link_local(Mac([a, b, c, d, e, f]): Mac) -> IpNet {
-    let bytes = [
-        0xfe,
-        0x80,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        a ^ 0x02,
-        b,
-        c,
-        0xff,
-        0xfe,
-        d,
-        e,
-        f,
-    ];
-    IpNet::new_assert(bytes.into(), 64)
-}
-
 /// The prefix that holds the address and no other.
 fn alone(ip: IpAddr) -> IpNet {
     ip.into()
@@ -193,16 +171,5 @@ fn on_link(link: u32, ip: IpAddr) -> Route {
         link: Some(link),
         protocol: RouteProtocol::BOOT,
         options: RouteOptions::default(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_link_local_address_follows_the_mac_address() {
-        let mac = "0a:58:0a:f4:01:02".parse().unwrap();
-        assert_eq!(link_local(mac).to_string(), "fe80::858:aff:fef4:102/64");
     }
 }

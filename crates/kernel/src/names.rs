@@ -5,7 +5,7 @@
 //! [`ipnet::IpNet`]; a [`Prefix`] is a destination and never has host bits.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -86,6 +86,14 @@ impl Mac {
     pub fn of_text(parts: &[&str]) -> Self {
         let [_, _, _, _, a, b, c, d] = hash(parts).to_be_bytes();
         Self([0x0a, 0x5a, a, b, c, d])
+    }
+
+    /// The link-local address that the kernel gives a link of that MAC address by itself: fe80::/64 and the MAC address as
+    /// an interface identifier (RFC 4291, appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        let [high, low] = [[a ^ 2, b, c, 0xff], [0xfe, d, e, f]].map(u32::from_be_bytes);
+        Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(high) << 32 | u128::from(low))
     }
 }
 
@@ -233,6 +241,12 @@ impl fmt::Display for Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_link_local_address_is_the_kernel_s() {
+        let mac = Mac([0x0a, 0x58, 0x0a, 0xf4, 0x01, 0x02]);
+        assert_eq!(mac.link_local().to_string(), "fe80::858:aff:fef4:102");
+    }
 
     #[test]
     fn interface_names_are_those_of_the_kernel() {

@@ -67,26 +67,11 @@ pub(super) fn plan(wanted: &Wanted, plan: &mut Plan) {
         plan.own.push((&ANY_IP, Element::new([port()])));
         return;
     };
-    let link_local = IpAddr::V6(link_local(guard.mac));
+    let link_local = IpAddr::V6(guard.mac.link_local());
     for ip in addresses.iter().chain([&link_local]) {
         let set = if ip.is_ipv4() { &PORT_IP4 } else { &PORT_IP6 };
         plan.own.push((set, Element::new([port(), (*ip).into()])));
     }
-}
-
-/// The address that a link gives itself: fe80::/64 and the MAC address as EUI-64 (RFC 4291, appendix A).
-fn link_local(Mac([a, b, c, d, e, f]): Mac) -> Ipv6Addr {
-    let pair = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(
-        0xfe80,
-        0,
-        0,
-        0,
-        pair(a ^ 2, b),
-        pair(c, 0xff),
-        pair(0xfe, d),
-        pair(e, f),
-    )
 }
 
 fn lay(batch: &mut Batch) {
@@ -161,12 +146,6 @@ pub(super) fn explain(wanted: &Wanted, error: podspan_kernel::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_link_local_address_is_the_kernel_s() {
-        let mac = Mac([0x0a, 0x58, 0x0a, 0xf4, 0x01, 0x02]);
-        assert_eq!(link_local(mac).to_string(), "fe80::858:aff:fef4:102");
-    }
 
     #[test]
     fn a_kernel_that_cannot_guard_is_told_with_the_key() {
