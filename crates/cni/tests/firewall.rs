@@ -13,7 +13,7 @@ mod harness;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use harness::{Answer, Node, Pod, kill, run, run_raw};
+use harness::{Answer, Node, Pod, kill, outside, run, run_raw};
 use podspan_kernel::sysctl;
 use serde_json::{Value, json};
 
@@ -82,33 +82,7 @@ fn attach(node: &Node, container: &str, pod: &Pod, conf: (Value, Value)) -> (Ans
     )
 }
 
-/// A machine beside the node, which knows the way to the pods.
-fn outside(node: &Node) -> Pod {
-    let outside = Pod::new();
-    // Without a link-local address that is usable at once, no IPv6 packet is forwarded for a second or two.
-    let at_once = || sysctl::write("net/ipv6/conf/default/accept_dad", "0").unwrap();
-    at_once();
-    outside.run(at_once);
-    let path = outside.path();
-    node.ns.ip(&format!(
-        "link add up0 type veth peer name up1 netns {}",
-        path.display()
-    ));
-    node.ns.ip("addr add 203.0.113.1/24 dev up0");
-    node.ns.ip("addr add 2001:db8::1/64 dev up0 nodad");
-    node.ns.ip("link set up0 up");
-    for command in [
-        "addr add 203.0.113.2/24 dev up1",
-        "addr add 2001:db8::2/64 dev up1 nodad",
-        "link set up1 up",
-        "route add 10.244.0.0/16 via 203.0.113.1",
-        "-6 route add fd00:10:244::/48 via 2001:db8::1",
-    ] {
-        outside.ip(command);
-    }
-    outside
-}
-
+/// The machine beside the node.
 const OUTSIDE: [&str; 2] = ["203.0.113.2", "2001:db8::2"];
 
 fn expected(link: &str, comment: &str) -> [String; 2] {
