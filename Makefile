@@ -27,6 +27,8 @@ build:
 check: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+	@# The plugin has no async runtime and speaks no network protocol (ARCHITECTURE.md, invariant 6).
+	! $(CARGO) tree --locked --offline -p podspan-cni --all-features -e normal,build --prefix none | grep -E '^(tokio|hyper|rustls) '
 	$(TOOLS)/bin/cargo-deny --offline --locked check licenses bans sources
 
 # The lab makes its own namespaces, also as an ordinary user; everything else is run inside some. Longer than here:
