@@ -184,6 +184,7 @@ impl From<IpamRoute> for Route {
                 advmss: route.advmss,
                 table: route.table,
                 scope: route.scope,
+                ..RouteOptions::default()
             },
         }
     }
