@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use podspan_kernel::Netlink;
+use podspan_kernel::{LinkSet, Netlink};
 
 use crate::apply::apply;
 use crate::config::{Config, Role};
@@ -35,11 +35,13 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     if let Role::Node(role) = &config.role {
         files.push(role.conflist.clone());
     }
-    let events = events::start(files)?;
+    let tunnels = LinkSet::default();
+    let events = events::start(files, tunnels.clone())?;
     let mut agent = Agent {
         config,
         netlink: Netlink::open()?,
         registry: Registry::new(&config.nodes_file),
+        tunnels,
         told: Told::default(),
     };
     log(format_args!(
@@ -90,6 +92,8 @@ struct Agent<'a> {
     config: &'a Config,
     netlink: Netlink,
     registry: Registry,
+    /// The VXLAN devices, whose neighbours somebody else may change.
+    tunnels: LinkSet,
     told: Told,
 }
 
@@ -109,6 +113,10 @@ impl Agent<'_> {
         if let Some(cluster) = self.registry.cluster() {
             match look(&mut self.netlink, self.config, cluster) {
                 Ok(look) => {
+                    if let Some((_, observed)) = &look.both {
+                        let tunnels = observed.tunnels.iter();
+                        self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
+                    }
                     problems.extend(
                         look.plan
                             .refusals

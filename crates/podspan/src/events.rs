@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use podspan_kernel::Monitor;
+use podspan_kernel::{LinkSet, Monitor};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -34,11 +34,12 @@ const WAITING: usize = 16;
 /// How long after a failure a source is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// Starts all sources. `files` are followed through renames of theirs and of the symbolic links on the way.
+/// Starts all sources. `files` are followed through renames of theirs and of the symbolic links on the way; neighbours and
+/// forwarding tables are followed of the links in `neighbours_of`.
 ///
 /// # Errors
 /// No thread, or no signal handler.
-pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
+pub fn start(files: Vec<PathBuf>, neighbours_of: LinkSet) -> anyhow::Result<Receiver<Event>> {
     let (sender, receiver) = sync_channel(WAITING);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("catch signals")?;
     let to_stop = sender.clone();
@@ -53,9 +54,11 @@ pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
         }
     })?;
     // Opened here: what happens after the first look is not missed.
-    let monitor = Monitor::open()?;
+    let monitor = Monitor::open(neighbours_of.clone())?;
     let of_kernel = sender.clone();
-    spawn("kernel", move || watch_kernel(monitor, &of_kernel))?;
+    spawn("kernel", move || {
+        watch_kernel(monitor, neighbours_of, &of_kernel);
+    })?;
     spawn("files", move || watch_files(&files, &sender))?;
     Ok(receiver)
 }
@@ -68,7 +71,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
         .with_context(|| format!("start the thread for {name}"))
 }
 
-fn watch_kernel(mut monitor: Monitor, sender: &SyncSender<Event>) {
+fn watch_kernel(mut monitor: Monitor, neighbours_of: LinkSet, sender: &SyncSender<Event>) {
     loop {
         let failure = match monitor.wait() {
             Ok(()) => {
@@ -80,7 +83,7 @@ fn watch_kernel(mut monitor: Monitor, sender: &SyncSender<Event>) {
         let _ = sender.send(Event::SourceFailed(failure.to_string()));
         loop {
             thread::sleep(REOPEN);
-            if let Ok(opened) = Monitor::open() {
+            if let Ok(opened) = Monitor::open(neighbours_of.clone()) {
                 monitor = opened;
                 break;
             }

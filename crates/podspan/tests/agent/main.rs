@@ -15,3 +15,4 @@ mod machine;
 mod monitor;
 mod nodes_file;
 mod scale;
+mod vxlan;
