@@ -13,17 +13,19 @@
 
 #[path = "lab/harness.rs"]
 mod harness;
+#[path = "lab/vxlan.rs"]
+mod vxlan;
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use harness::{Lab, Machine, outcomes, wait_until};
+use harness::{Lab, Machine, Pings, outcomes, wait_until};
 
 #[test]
 fn every_promise_holds_with_direct_routing() {
     let lab = Lab::up("direct", &["--nodes", "3", "--pods", "2"]);
     let rows = lab.check();
-    assert_eq!(rows.len(), 12);
+    assert_eq!(rows.len(), 13);
     assert!(rows.iter().all(|row| row.outcome == "PASS"), "{rows:#?}");
     let status = lab.json(&["status"]);
     let node = &status["machines"][1];
@@ -258,41 +260,9 @@ fn a_lab_that_cannot_be_built_leaves_nothing_and_says_why() {
 #[test]
 fn killing_agents_loses_no_packet() {
     let lab = Lab::up("pings", &["--nodes", "2", "--pods", "1"]);
-    let ping = |to: &str| {
-        let arguments = [
-            "exec",
-            "node1/pod1",
-            "--",
-            "ping",
-            "-q",
-            "-i",
-            "0.01",
-            "-c",
-            "300",
-            to,
-        ];
-        lab.podspan(&arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
-    };
-    // The first packets wait for neighbours to be found.
-    let pings = [ping("10.244.2.2"), ping("fd00:10:244:2::2")];
-    for node in ["node1", "node2", "node1"] {
-        let old = lab.sh(node, "cat /run/podspan/agent.pid");
-        lab.sh(node, "kill -KILL $(cat /run/podspan/agent.pid)");
-        wait_until("another agent", || {
-            lab.sh(node, "cat /run/podspan/agent.pid") != old
-        });
-    }
-    for ping in pings {
-        let output = ping.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            text.contains("300 packets transmitted, 300 received"),
-            "{text}"
-        );
-    }
+    let pings = Pings::start(&lab, 300);
+    pings.while_agents_are_killed(&["node1", "node2", "node1"]);
+    pings.lost_none();
     lab.succeed(&["check"]);
 }
 

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use podspan_kernel::{
     FdbEntry, IfName, Mac, Neighbour, Prefix, Route, RouteOptions, RouteProtocol, Vxlan,
 };
@@ -32,6 +33,10 @@ pub struct Tunnel {
     pub mtu: u32,
     /// Its own kernel parameters.
     pub sysctls: Vec<Sysctl>,
+    /// Its address, where this node has pods with IPv4 addresses: that of its next hop, for the other nodes. Of a device
+    /// without any, strict and loose checks of the reverse path alike drop what would be answered another way
+    /// (`no_addr` in `__fib_validate_source`, net/ipv4/fib_frontend.c).
+    pub address: Option<IpNet>,
     /// Which node is behind which MAC address, sorted.
     pub fdb: Vec<FdbEntry>,
     /// Which next hop is behind which MAC address, sorted.
@@ -95,6 +100,7 @@ impl Draft<'_> {
                 mac: vtep(own)?,
                 mtu: role.mtu.map_or(room, |mtu| mtu.min(room)),
                 sysctls: sysctls(name),
+                address: address(own),
                 fdb: Vec::new(),
                 neighbours: Vec::new(),
                 routes: Vec::new(),
@@ -209,6 +215,12 @@ fn underlay_between(own: &Node, node: &Node) -> Option<[IpAddr; 2]> {
 fn vtep(node: &Node) -> Option<Mac> {
     let first = node.pod_cidrs.first()?;
     Some(Mac::of_ip(first.addr()))
+}
+
+/// The IPv4 address by which other nodes name this one as a next hop.
+fn address(own: &Node) -> Option<IpNet> {
+    let first = own.pod_cidrs.iter().find(|cidr| cidr.is_ipv4())?;
+    IpNet::new(first.addr(), 32).ok()
 }
 
 /// Writes down where the node is, once, and gives the next hop to its pods of that family.
