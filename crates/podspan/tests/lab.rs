@@ -336,13 +336,17 @@ fn an_ordinary_user_has_labs_too() {
 
 #[test]
 fn the_commands_that_are_shown_build_the_same_network() {
-    let lab = Lab::new("by-hand");
-    let shown = lab.succeed(&["up", "-v", "--nodes", "2", "--pods", "1"]);
-    let commands: Vec<_> = shown
-        .lines()
-        .map(str::trim)
-        .filter(|line| line.starts_with("ip "))
-        .collect();
+    for routing in ["direct", "auto"] {
+        build_by_hand(routing);
+    }
+}
+
+fn build_by_hand(routing: &str) {
+    let lab = Lab::new(&format!("by-hand-{routing}"));
+    let up = ["up", "-v", "--nodes", "2", "--pods", "1", "--routing"];
+    let shown = lab.succeed(&[&up[..], &[routing]].concat());
+    let is_command = |line: &&str| line.starts_with("ip ") || line.starts_with("bridge ");
+    let commands: Vec<_> = shown.lines().map(str::trim).filter(is_command).collect();
     assert!(commands.len() > 30, "{shown}");
     let script = format!(
         "set -e\nmount -t tmpfs tmpfs /run\nmkdir /run/netns\n{}\n\

@@ -99,7 +99,7 @@ impl Draft<'_> {
                 },
                 mac: vtep(own)?,
                 mtu: role.mtu.map_or(room, |mtu| mtu.min(room)),
-                sysctls: sysctls(name),
+                sysctls: sysctls(name, own),
                 address: address(own),
                 fdb: Vec::new(),
                 neighbours: Vec::new(),
@@ -274,12 +274,19 @@ fn route(dst: Prefix, next_hop: IpAddr, source: Option<IpAddr>) -> Route {
 
 /// The device takes what other nodes send by it, also when this node would answer another way: while the nodes change
 /// from one routing to another, one after the other, both ways are right. The larger of `all` and this counts, and 2 is
-/// *loose* (ip-sysctl.rst, `rp_filter`).
-fn sysctls(name: &IfName) -> Vec<Sysctl> {
-    vec![Sysctl {
-        key: format!("net/ipv4/conf/{name}/rp_filter"),
-        value: "2",
-    }]
+/// *loose* (ip-sysctl.rst, `rp_filter`). For pods with IPv6 addresses it speaks IPv6, and no other node becomes the default
+/// router by it.
+fn sysctls(name: &IfName, own: &Node) -> Vec<Sysctl> {
+    let sysctl = |family: &str, key: &str, value| Sysctl {
+        key: format!("net/{family}/conf/{name}/{key}"),
+        value,
+    };
+    let mut sysctls = vec![sysctl("ipv4", "rp_filter", "2")];
+    if own.pod_cidrs.iter().any(|cidr| !cidr.is_ipv4()) {
+        sysctls.push(sysctl("ipv6", "disable_ipv6", "0"));
+        sysctls.push(sysctl("ipv6", "accept_ra", "0"));
+    }
+    sysctls
 }
 
 /// What encapsulation takes of the uplink's MTU, for all pods of the node: also of those that talk with near ones only, so
