@@ -20,13 +20,16 @@ pub const AGENT_FILE: &str = "/etc/podspan/agent.toml";
 pub const ROUTER_FILE: &str = "/etc/podspan/router.toml";
 /// Where the conflist is by default: in the directory that every runtime reads, early in its order.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-podspan.conflist";
+/// Where the plugin keeps the allocations by default: a directory per network, a file per address.
+pub const DATA_DIR: &str = "/run/podspan/ipam";
+/// Where kernel parameters are by default.
+pub const PROC_SYS: &str = "/proc/sys";
 /// Where the nodes file is by default.
 const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
 const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str =
-    "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist";
+const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, data_dir, proc_sys";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -44,6 +47,8 @@ pub struct Config {
     pub file: PathBuf,
     /// The registry: what nodes there are.
     pub nodes_file: PathBuf,
+    /// Where the machine's kernel parameters are: in a container, where the host's are mounted.
+    pub proc_sys: PathBuf,
     /// What this machine is to do.
     pub role: Role,
 }
@@ -72,6 +77,8 @@ pub struct NodeRole {
     pub mtu: Option<u32>,
     /// Where the conflist is written.
     pub conflist: PathBuf,
+    /// Where the plugin keeps the allocations: a directory per network, as host-local has it.
+    pub data_dir: PathBuf,
 }
 
 /// How pods of other nodes are reached.
@@ -145,11 +152,14 @@ impl Config {
             conflist: fields
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
+            data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
         };
+        let proc_sys = fields.take("proc_sys", path);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            proc_sys: proc_sys.unwrap_or(PROC_SYS.into()),
             role: Role::Node(role),
         })
     }
@@ -161,8 +171,25 @@ impl Config {
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            proc_sys: PROC_SYS.into(),
             role: Role::Router,
         })
+    }
+}
+
+/// What a node's commands need of the agent's file; none where there is no file and none was named.
+///
+/// # Errors
+/// As [`Config::read`].
+pub fn read_node_if_there(file: Option<&Path>) -> anyhow::Result<Option<NodeRole>> {
+    if file.is_none() && !Path::new(AGENT_FILE).exists() {
+        return Ok(None);
+    }
+    let config = Config::read(RoleName::Node, file)?;
+    podspan_kernel::sysctl::use_root(&config.proc_sys)?;
+    match config.role {
+        Role::Node(role) => Ok(Some(role)),
+        Role::Router => Ok(None),
     }
 }
 
@@ -263,7 +290,7 @@ pub fn ip(value: &Value) -> Result<IpAddr, String> {
 fn path(value: &Value) -> Result<PathBuf, String> {
     match value.as_str().map(PathBuf::from) {
         Some(path) if path.is_absolute() && path.file_name().is_some() => Ok(path),
-        _ => Err("must be the absolute path of a file, beginning with /".to_owned()),
+        _ => Err("must be an absolute path, beginning with /".to_owned()),
     }
 }
 
@@ -328,6 +355,8 @@ mod tests {
             ("podspan", "podspan0")
         );
         assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
+        assert_eq!(node.data_dir, Path::new(DATA_DIR));
+        assert_eq!(agent("").unwrap().proc_sys, Path::new(PROC_SYS));
         assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
     }
 
@@ -343,6 +372,8 @@ mod tests {
             bridge = "br0"
             mtu = 9000
             conflist = "/c/10.conflist"
+            data_dir = "/var/lib/cni/networks"
+            proc_sys = "/host/proc/sys"
         "#;
         let node = node(content);
         let routing = Routing::Router {
@@ -364,6 +395,11 @@ mod tests {
             (node.mtu, node.conflist),
             (Some(9000), "/c/10.conflist".into())
         );
+        assert_eq!(node.data_dir, Path::new("/var/lib/cni/networks"));
+        assert_eq!(
+            agent(content).unwrap().proc_sys,
+            Path::new("/host/proc/sys")
+        );
     }
 
     #[test]
@@ -371,7 +407,7 @@ mod tests {
         let table = [
             (
                 "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist",
+                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, data_dir, proc_sys",
             ),
             (
                 "node = ''",
@@ -383,7 +419,7 @@ mod tests {
             ),
             (
                 "nodes_file = 'n.toml'",
-                "agent.toml: nodes_file = \"n.toml\": must be the absolute path of a file, beginning with /",
+                "agent.toml: nodes_file = \"n.toml\": must be an absolute path, beginning with /",
             ),
             (
                 "routing = 'fast'",

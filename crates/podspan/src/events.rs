@@ -60,6 +60,16 @@ pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
     Ok(receiver)
 }
 
+/// Waits until somebody wants us to end.
+///
+/// # Errors
+/// No signal handler.
+pub fn wait_for_end() -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("catch signals")?;
+    let _ = signals.forever().next();
+    Ok(())
+}
+
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     // A thread's stack is memory only as far as it is used.
     let thread = thread::Builder::new().name(name.to_owned()).spawn(work);

@@ -30,6 +30,7 @@ fn node1(routing: Routing) -> Config {
         bridge: "podspan0".parse().unwrap(),
         mtu: None,
         conflist: "/c/10.conflist".into(),
+        data_dir: crate::config::DATA_DIR.into(),
     };
     config(Role::Node(role))
 }
@@ -38,6 +39,7 @@ fn config(role: Role) -> Config {
     Config {
         file: "agent.toml".into(),
         nodes_file: "nodes.toml".into(),
+        proc_sys: crate::config::PROC_SYS.into(),
         role,
     }
 }
