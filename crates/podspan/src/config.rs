@@ -25,8 +25,7 @@ const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
 const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str =
-    "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist";
+const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, masquerade, non_masquerade_cidrs";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -72,6 +71,10 @@ pub struct NodeRole {
     pub mtu: Option<u32>,
     /// Where the conflist is written.
     pub conflist: PathBuf,
+    /// What leaves the cluster leaves under the node's address.
+    pub masquerade: bool,
+    /// What counts as inside of the cluster besides its nodes and their pods.
+    pub non_masquerade_cidrs: Vec<Prefix>,
 }
 
 /// How pods of other nodes are reached.
@@ -128,11 +131,12 @@ impl Config {
     fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
         let nodes_file = fields.take("nodes_file", path);
+        let (routing, cluster_cidrs) = take_routing(&mut fields);
         let role = NodeRole {
             name: fields
                 .take("node", node_name)
                 .unwrap_or(host_name.to_owned()),
-            routing: take_routing(&mut fields),
+            routing,
             network: match fields.take("network", text) {
                 Some(name) => name,
                 None => default("podspan")?,
@@ -145,6 +149,8 @@ impl Config {
             conflist: fields
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
+            masquerade: fields.take("masquerade", boolean).unwrap_or(true),
+            non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
         };
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
@@ -184,7 +190,18 @@ fn default<T: std::str::FromStr<Err = podspan_kernel::Invalid>>(name: &str) -> a
     Ok(name.parse()?)
 }
 
-fn take_routing(fields: &mut Fields<'_>) -> Routing {
+/// Where pods keep their addresses: in the whole of the cluster's ranges, whoever has them today.
+fn take_non_masquerade(fields: &mut Fields<'_>, mut cidrs: Vec<Prefix>) -> Vec<Prefix> {
+    cidrs.extend(
+        fields
+            .take_list("non_masquerade_cidrs", text::<Prefix>)
+            .unwrap_or_default(),
+    );
+    cidrs
+}
+
+/// How pods of other nodes are reached, and the ranges that hold all pod CIDRs, where they are told.
+fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
     let routed = fields.take("routing", |value| match value.as_str() {
         Some("direct") => Ok(false),
         Some("router") => Ok(true),
@@ -210,7 +227,7 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
         }
     }
     if routed != Some(true) {
-        return Routing::Direct;
+        return (Routing::Direct, cluster_cidrs);
     }
     if cluster_cidrs.is_empty() {
         let fix = "routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
@@ -220,10 +237,11 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
         let fix = "routing = \"router\" needs the router's address, such as [\"192.168.1.1\"]";
         fields.refuse("routers", "", fix);
     }
-    Routing::Router {
-        cluster_cidrs,
+    let routing = Routing::Router {
+        cluster_cidrs: cluster_cidrs.clone(),
         routers,
-    }
+    };
+    (routing, cluster_cidrs)
 }
 
 fn refuse_overlaps(fields: &mut Fields<'_>, cluster_cidrs: &[Prefix]) {
@@ -272,6 +290,12 @@ fn conflist_path(value: &Value) -> Result<PathBuf, String> {
         path if path.extension().is_some_and(|suffix| suffix == "conflist") => Ok(path),
         _ => Err("must end with .conflist, or no runtime reads it".to_owned()),
     }
+}
+
+fn boolean(value: &Value) -> Result<bool, String> {
+    value
+        .as_bool()
+        .ok_or_else(|| "must be true or false, without quotes".to_owned())
 }
 
 fn mtu(value: &Value) -> Result<u32, String> {
@@ -328,6 +352,7 @@ mod tests {
             ("podspan", "podspan0")
         );
         assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
+        assert!(node.masquerade && node.non_masquerade_cidrs.is_empty());
         assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
     }
 
@@ -343,6 +368,8 @@ mod tests {
             bridge = "br0"
             mtu = 9000
             conflist = "/c/10.conflist"
+            masquerade = false
+            non_masquerade_cidrs = ["10.0.0.0/8"]
         "#;
         let node = node(content);
         let routing = Routing::Router {
@@ -364,6 +391,10 @@ mod tests {
             (node.mtu, node.conflist),
             (Some(9000), "/c/10.conflist".into())
         );
+        assert!(!node.masquerade);
+        let cidrs = ["10.244.0.0/16", "fd00:10:244::/48", "10.0.0.0/8"];
+        let cidrs: Vec<Prefix> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        assert_eq!(node.non_masquerade_cidrs, cidrs);
     }
 
     #[test]
@@ -371,7 +402,15 @@ mod tests {
         let table = [
             (
                 "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist",
+                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, masquerade, non_masquerade_cidrs",
+            ),
+            (
+                "masquerade = 'no'",
+                "agent.toml: masquerade = \"no\": must be true or false, without quotes",
+            ),
+            (
+                "non_masquerade_cidrs = ['10.1.0.1/16']",
+                "agent.toml: non_masquerade_cidrs[0] = \"10.1.0.1/16\": prefix 10.1.0.1/16 has host bits set; its network is 10.1.0.0/16",
             ),
             (
                 "node = ''",

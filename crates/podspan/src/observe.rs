@@ -14,6 +14,7 @@ use podspan_kernel::{Address, IfName, Link, Mac, Netlink, Route, RouteProtocol, 
 use crate::config::{Config, Role};
 use crate::conflist;
 use crate::desired::{Desired, Subnet, Underlay};
+use crate::masquerade::{self, PacketFilter};
 
 /// Where the plugin keeps the allocations: a directory per network, a file per address.
 pub const IPAM: &str = "/run/podspan/ipam";
@@ -61,6 +62,8 @@ pub struct Observed {
     pub allocations: Option<Vec<IpAddr>>,
     /// What is at the conflist's path.
     pub conflist: conflist::Found,
+    /// What is there of our masquerading, or why it cannot be told.
+    pub masquerade: Result<Arc<masquerade::Seen>, podspan_kernel::Error>,
 }
 
 impl ObservedBridge {
@@ -136,7 +139,7 @@ pub fn observe(
     netlink: &mut Netlink,
     config: &Config,
     desired: &Desired,
-    links: Links,
+    (links, filter): (Links, &mut PacketFilter),
 ) -> anyhow::Result<Observed> {
     let allocations = match &config.role {
         Role::Node(role) => list_allocations(Path::new(IPAM), &role.network).ok(),
@@ -160,6 +163,7 @@ pub fn observe(
         sysctls,
         allocations,
         conflist,
+        masquerade: filter.observe(),
     })
 }
 

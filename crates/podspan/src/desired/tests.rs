@@ -30,6 +30,8 @@ fn node1(routing: Routing) -> Config {
         bridge: "podspan0".parse().unwrap(),
         mtu: None,
         conflist: "/c/10.conflist".into(),
+        masquerade: true,
+        non_masquerade_cidrs: Vec::new(),
     };
     config(Role::Node(role))
 }
