@@ -16,6 +16,7 @@ use crate::apply::apply;
 use crate::config::{Config, Role};
 use crate::events::{self, Event};
 use crate::look::look;
+use crate::masquerade::PacketFilter;
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
 
@@ -39,6 +40,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut agent = Agent {
         config,
         netlink: Netlink::open()?,
+        filter: PacketFilter::default(),
         registry: Registry::new(&config.nodes_file),
         told: Told::default(),
     };
@@ -89,6 +91,7 @@ fn wait(events: &Receiver<Event>, begin: Instant) -> anyhow::Result<Wake> {
 struct Agent<'a> {
     config: &'a Config,
     netlink: Netlink,
+    filter: PacketFilter,
     registry: Registry,
     told: Told,
 }
@@ -107,7 +110,7 @@ impl Agent<'_> {
         );
         let mut made = Lines::default();
         if let Some(cluster) = self.registry.cluster() {
-            match look(&mut self.netlink, self.config, cluster) {
+            match look(&mut self.netlink, &mut self.filter, self.config, cluster) {
                 Ok(look) => {
                     problems.extend(
                         look.plan
@@ -116,7 +119,7 @@ impl Agent<'_> {
                             .map(|refusal| format!("refused: {refusal}")),
                     );
                     apply(
-                        &mut self.netlink,
+                        (&mut self.netlink, &mut self.filter),
                         &look.plan.changes,
                         |change, outcome| match outcome {
                             Ok(()) => made.push(change),

@@ -29,7 +29,9 @@ const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
 const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, data_dir, proc_sys";
+const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+    data_dir, proc_sys, \
+    masquerade, non_masquerade_cidrs";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -79,6 +81,10 @@ pub struct NodeRole {
     pub conflist: PathBuf,
     /// Where the plugin keeps the allocations: a directory per network, as host-local has it.
     pub data_dir: PathBuf,
+    /// What leaves the cluster leaves under the node's address.
+    pub masquerade: bool,
+    /// What counts as inside of the cluster besides its nodes and their pods.
+    pub non_masquerade_cidrs: Vec<Prefix>,
 }
 
 /// How pods of other nodes are reached.
@@ -135,11 +141,12 @@ impl Config {
     fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
         let nodes_file = fields.take("nodes_file", path);
+        let (routing, cluster_cidrs) = take_routing(&mut fields);
         let role = NodeRole {
             name: fields
                 .take("node", node_name)
                 .unwrap_or(host_name.to_owned()),
-            routing: take_routing(&mut fields),
+            routing,
             network: match fields.take("network", text) {
                 Some(name) => name,
                 None => default("podspan")?,
@@ -153,6 +160,8 @@ impl Config {
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
             data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
+            masquerade: fields.take("masquerade", boolean).unwrap_or(true),
+            non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
         };
         let proc_sys = fields.take("proc_sys", path);
         all_right(fields.finish(AGENT_KEYS))?;
@@ -211,7 +220,18 @@ fn default<T: std::str::FromStr<Err = podspan_kernel::Invalid>>(name: &str) -> a
     Ok(name.parse()?)
 }
 
-fn take_routing(fields: &mut Fields<'_>) -> Routing {
+/// Where pods keep their addresses: in the whole of the cluster's ranges, whoever has them today.
+fn take_non_masquerade(fields: &mut Fields<'_>, mut cidrs: Vec<Prefix>) -> Vec<Prefix> {
+    cidrs.extend(
+        fields
+            .take_list("non_masquerade_cidrs", text::<Prefix>)
+            .unwrap_or_default(),
+    );
+    cidrs
+}
+
+/// How pods of other nodes are reached, and the ranges that hold all pod CIDRs, where they are told.
+fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
     let routed = fields.take("routing", |value| match value.as_str() {
         Some("direct") => Ok(false),
         Some("router") => Ok(true),
@@ -237,7 +257,7 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
         }
     }
     if routed != Some(true) {
-        return Routing::Direct;
+        return (Routing::Direct, cluster_cidrs);
     }
     if cluster_cidrs.is_empty() {
         let fix = "routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
@@ -247,10 +267,11 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
         let fix = "routing = \"router\" needs the router's address, such as [\"192.168.1.1\"]";
         fields.refuse("routers", "", fix);
     }
-    Routing::Router {
-        cluster_cidrs,
+    let routing = Routing::Router {
+        cluster_cidrs: cluster_cidrs.clone(),
         routers,
-    }
+    };
+    (routing, cluster_cidrs)
 }
 
 fn refuse_overlaps(fields: &mut Fields<'_>, cluster_cidrs: &[Prefix]) {
@@ -299,6 +320,12 @@ fn conflist_path(value: &Value) -> Result<PathBuf, String> {
         path if path.extension().is_some_and(|suffix| suffix == "conflist") => Ok(path),
         _ => Err("must end with .conflist, or no runtime reads it".to_owned()),
     }
+}
+
+fn boolean(value: &Value) -> Result<bool, String> {
+    value
+        .as_bool()
+        .ok_or_else(|| "must be true or false, without quotes".to_owned())
 }
 
 fn mtu(value: &Value) -> Result<u32, String> {
@@ -357,6 +384,7 @@ mod tests {
         assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
         assert_eq!(node.data_dir, Path::new(DATA_DIR));
         assert_eq!(agent("").unwrap().proc_sys, Path::new(PROC_SYS));
+        assert!(node.masquerade && node.non_masquerade_cidrs.is_empty());
         assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
     }
 
@@ -374,6 +402,8 @@ mod tests {
             conflist = "/c/10.conflist"
             data_dir = "/var/lib/cni/networks"
             proc_sys = "/host/proc/sys"
+            masquerade = false
+            non_masquerade_cidrs = ["10.0.0.0/8"]
         "#;
         let node = node(content);
         let routing = Routing::Router {
@@ -400,6 +430,10 @@ mod tests {
             agent(content).unwrap().proc_sys,
             Path::new("/host/proc/sys")
         );
+        assert!(!node.masquerade);
+        let cidrs = ["10.244.0.0/16", "fd00:10:244::/48", "10.0.0.0/8"];
+        let cidrs: Vec<Prefix> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        assert_eq!(node.non_masquerade_cidrs, cidrs);
     }
 
     #[test]
@@ -407,7 +441,15 @@ mod tests {
         let table = [
             (
                 "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, data_dir, proc_sys",
+                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, data_dir, proc_sys, masquerade, non_masquerade_cidrs",
+            ),
+            (
+                "masquerade = 'no'",
+                "agent.toml: masquerade = \"no\": must be true or false, without quotes",
+            ),
+            (
+                "non_masquerade_cidrs = ['10.1.0.1/16']",
+                "agent.toml: non_masquerade_cidrs[0] = \"10.1.0.1/16\": prefix 10.1.0.1/16 has host bits set; its network is 10.1.0.0/16",
             ),
             (
                 "node = ''",

@@ -13,10 +13,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use podspan_kernel::Monitor;
+use podspan_kernel::nft::NftMonitor;
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::masquerade;
 
 /// What a source says.
 #[derive(Debug)]
@@ -56,6 +59,11 @@ pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
     let monitor = Monitor::open()?;
     let of_kernel = sender.clone();
     spawn("kernel", move || watch_kernel(monitor, &of_kernel))?;
+    // A kernel without a packet filter has no news of one.
+    if let Ok(monitor) = NftMonitor::open() {
+        let of_filter = sender.clone();
+        spawn("packet filter", move || watch_filter(monitor, &of_filter))?;
+    }
     spawn("files", move || watch_files(&files, &sender))?;
     Ok(receiver)
 }
@@ -78,9 +86,24 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
         .with_context(|| format!("start the thread for {name}"))
 }
 
-fn watch_kernel(mut monitor: Monitor, sender: &SyncSender<Event>) {
+fn watch_kernel(monitor: Monitor, sender: &SyncSender<Event>) {
+    watch((monitor, Monitor::open), sender, |monitor| monitor.wait());
+}
+
+/// What others do to their own tables, which is much where there is a Service proxy, wakes nobody.
+fn watch_filter(monitor: NftMonitor, sender: &SyncSender<Event>) {
+    watch((monitor, NftMonitor::open), sender, |monitor| {
+        monitor.wait(masquerade::matters)
+    });
+}
+
+fn watch<M>(
+    (mut monitor, open): (M, impl Fn() -> podspan_kernel::Result<M>),
+    sender: &SyncSender<Event>,
+    wait: impl Fn(&mut M) -> podspan_kernel::Result<()>,
+) {
     loop {
-        let failure = match monitor.wait() {
+        let failure = match wait(&mut monitor) {
             Ok(()) => {
                 let _ = sender.try_send(Event::Look);
                 continue;
@@ -90,7 +113,7 @@ fn watch_kernel(mut monitor: Monitor, sender: &SyncSender<Event>) {
         let _ = sender.send(Event::SourceFailed(failure.to_string()));
         loop {
             thread::sleep(REOPEN);
-            if let Ok(opened) = Monitor::open() {
+            if let Ok(opened) = open() {
                 monitor = opened;
                 break;
             }

@@ -14,6 +14,7 @@ mod fields;
 mod lab;
 mod list;
 mod look;
+mod masquerade;
 mod observe;
 mod output;
 mod plan;

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::conflist;
 use crate::desired::Desired;
 use crate::look::{Look, look};
+use crate::masquerade::PacketFilter;
 use crate::observe::Observed;
 use crate::output::{Output, columns, exit_code};
 use crate::plan::{Change, Plan};
@@ -87,11 +88,20 @@ fn status(config: &Config) -> anyhow::Result<Status> {
         for refusal in registry.refusals() {
             status.wrong(refusal.to_string(), None);
         }
-        let look = look(&mut Netlink::open()?, config, cluster)?;
+        let look = look_once(config, cluster)?;
         status.describe(&look, cluster);
     }
     status.right = status.lines.iter().all(|line| line.right);
     Ok(status)
+}
+
+fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
+    look(
+        &mut Netlink::open()?,
+        &mut PacketFilter::default(),
+        config,
+        cluster,
+    )
 }
 
 /// What the agent would change now.
@@ -101,10 +111,11 @@ fn pending(config: &Config) -> anyhow::Result<Pending> {
     let Some(cluster) = registry.cluster() else {
         anyhow::bail!("{}", registry.problem().unwrap_or_default());
     };
-    let Plan { changes, refusals } = look(&mut Netlink::open()?, config, cluster)?.plan;
+    let Plan { changes, refusals } = look_once(config, cluster)?.plan;
     let refused = registry.refusals().iter().chain(&refusals);
     Ok(Pending {
-        changes: changes.iter().map(Change::to_string).collect(),
+        // Whole, unlike the agent's log.
+        changes: changes.iter().map(|change| format!("{change:#}")).collect(),
         refusals: refused.map(ToString::to_string).collect(),
     })
 }
@@ -147,6 +158,15 @@ impl Status {
         if missing == 0 {
             let nodes = cluster.nodes.len();
             self.right(format!("{wanted} routes for {nodes} nodes are there"));
+        }
+        let is_masquerade = |change: &Change| matches!(change, Change::SetMasquerade(_));
+        if let (Some(masquerade), false) = (&desired.masquerade, changes.iter().any(is_masquerade))
+            && observed.masquerade.is_ok()
+        {
+            let ranges = masquerade.inside.len();
+            self.right(format!(
+                "what leaves the cluster is masqueraded, what stays in its {ranges} ranges is not"
+            ));
         }
         for change in changes {
             self.wrong(describe_change(change, observed), change.to_string());
@@ -233,6 +253,7 @@ fn describe_change(change: &Change, observed: &Observed) -> String {
         Change::AddRoute(route) => format!("route {route} is missing"),
         Change::ReplaceRoute(route) => format!("route {route} leads elsewhere"),
         Change::RemoveRoute(route) => format!("route {route} is left over"),
+        Change::SetMasquerade(_) => "masquerading is not as it should be".to_owned(),
         Change::WriteConflist { path, .. } => {
             format!("conflist {} is missing or outdated", path.display())
         }

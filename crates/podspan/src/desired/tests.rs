@@ -31,6 +31,8 @@ fn node1(routing: Routing) -> Config {
         mtu: None,
         conflist: "/c/10.conflist".into(),
         data_dir: crate::config::DATA_DIR.into(),
+        masquerade: true,
+        non_masquerade_cidrs: Vec::new(),
     };
     config(Role::Node(role))
 }
