@@ -3,7 +3,7 @@
 //! Everything that is wrong in the file is told at once, each with its key, its value and what would be right; then the
 //! program does not start, and what runs goes on running. Nothing here looks at the node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -12,6 +12,7 @@ use podspan_kernel::{IfName, Prefix};
 use toml::Value;
 
 use crate::fields::{Fields, Section, parse_toml, text};
+use crate::log::Format;
 use crate::refusal::{Key, Refusal, Setting};
 
 /// Where the agent's configuration is by default.
@@ -25,8 +26,12 @@ const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
 const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str =
-    "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist";
+/// Where metrics and health are served by default.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9470);
+
+const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+                          probe, listen, log";
+const ROUTER_KEYS: &str = "nodes_file, listen, log";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -46,6 +51,17 @@ pub struct Config {
     pub nodes_file: PathBuf,
     /// What this machine is to do.
     pub role: Role,
+    /// How it is watched.
+    pub operation: Operation,
+}
+
+/// How the agent or the router is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// Where metrics and health are served; none nowhere.
+    pub listen: Option<SocketAddr>,
+    /// How the log is written.
+    pub log: Format,
 }
 
 /// What this machine is, with all that only this role needs.
@@ -72,6 +88,8 @@ pub struct NodeRole {
     pub mtu: Option<u32>,
     /// Where the conflist is written.
     pub conflist: PathBuf,
+    /// The ways to the other nodes' pods are tested, and theirs to ours.
+    pub probe: bool,
 }
 
 /// How pods of other nodes are reached.
@@ -145,23 +163,28 @@ impl Config {
             conflist: fields
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
+            probe: fields.take("probe", yes_or_no).unwrap_or(true),
         };
+        let operation = take_operation(&mut fields);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
             role: Role::Node(role),
+            operation,
         })
     }
 
     fn parse_router(file: &Path, content: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
         let nodes_file = fields.take("nodes_file", path);
-        all_right(fields.finish("nodes_file"))?;
+        let operation = take_operation(&mut fields);
+        all_right(fields.finish(ROUTER_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
             role: Role::Router,
+            operation,
         })
     }
 }
@@ -182,6 +205,41 @@ fn all_right(refusals: Vec<Refusal>) -> anyhow::Result<()> {
 /// A default of ours, which its type accepts; the tests read an empty file.
 fn default<T: std::str::FromStr<Err = podspan_kernel::Invalid>>(name: &str) -> anyhow::Result<T> {
     Ok(name.parse()?)
+}
+
+fn take_operation(fields: &mut Fields<'_>) -> Operation {
+    Operation {
+        listen: fields.take("listen", listen).unwrap_or(Some(LISTEN)),
+        log: fields.take("log", format).unwrap_or_default(),
+    }
+}
+
+fn listen(value: &Value) -> Result<Option<SocketAddr>, String> {
+    match value.as_str() {
+        Some("" | "off") => return Ok(None),
+        Some(text) => match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => return Ok(Some(address)),
+            _ => {}
+        },
+        None => {}
+    }
+    Err(format!(
+        "must be an address and a port, such as \"{LISTEN}\", or \"off\""
+    ))
+}
+
+fn format(value: &Value) -> Result<Format, String> {
+    match value.as_str() {
+        Some("text") => Ok(Format::Text),
+        Some("json") => Ok(Format::Json),
+        _ => Err("must be \"text\" or \"json\"".to_owned()),
+    }
+}
+
+fn yes_or_no(value: &Value) -> Result<bool, String> {
+    value
+        .as_bool()
+        .ok_or_else(|| "must be true or false".to_owned())
 }
 
 fn take_routing(fields: &mut Fields<'_>) -> Routing {
@@ -328,7 +386,14 @@ mod tests {
             ("podspan", "podspan0")
         );
         assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
-        assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
+        assert!(node.probe);
+        let config = agent("").unwrap();
+        assert_eq!(config.nodes_file, Path::new(NODES_FILE));
+        let operation = Operation {
+            listen: Some("127.0.0.1:9470".parse().unwrap()),
+            log: Format::Text,
+        };
+        assert_eq!(config.operation, operation);
     }
 
     #[test]
@@ -343,7 +408,15 @@ mod tests {
             bridge = "br0"
             mtu = 9000
             conflist = "/c/10.conflist"
+            probe = false
+            listen = "[::]:1234"
+            log = "json"
         "#;
+        let operation = Operation {
+            listen: Some("[::]:1234".parse().unwrap()),
+            log: Format::Json,
+        };
+        assert_eq!(agent(content).unwrap().operation, operation);
         let node = node(content);
         let routing = Routing::Router {
             cluster_cidrs: vec![
@@ -364,6 +437,16 @@ mod tests {
             (node.mtu, node.conflist),
             (Some(9000), "/c/10.conflist".into())
         );
+        assert!(!node.probe);
+    }
+
+    #[test]
+    fn listening_can_be_switched_off() {
+        for off in ["listen = ''", "listen = 'off'"] {
+            assert_eq!(agent(off).unwrap().operation.listen, None);
+            let router = Config::parse_router(Path::new("router.toml"), off).unwrap();
+            assert_eq!(router.operation.listen, None);
+        }
     }
 
     #[test]
@@ -371,7 +454,24 @@ mod tests {
         let table = [
             (
                 "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist",
+                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+                 probe, listen, log",
+            ),
+            (
+                "probe = 'yes'",
+                "agent.toml: probe = \"yes\": must be true or false",
+            ),
+            (
+                "listen = 9470",
+                "agent.toml: listen = 9470: must be an address and a port, such as \"127.0.0.1:9470\", or \"off\"",
+            ),
+            (
+                "listen = 'localhost:9470'",
+                "agent.toml: listen = \"localhost:9470\": must be an address and a port, such as \"127.0.0.1:9470\", or \"off\"",
+            ),
+            (
+                "log = 'xml'",
+                "agent.toml: log = \"xml\": must be \"text\" or \"json\"",
             ),
             (
                 "node = ''",
@@ -447,7 +547,7 @@ mod tests {
             assert_eq!(told.replace("\"a\": no", "'a': no"), expected, "{content}");
         }
         let error = Config::parse_router(Path::new("router.toml"), "node = 'a'").unwrap_err();
-        let expected = "router.toml: node = \"a\": no such key; there are nodes_file";
+        let expected = "router.toml: node = \"a\": no such key; there are nodes_file, listen, log";
         assert_eq!(error.to_string(), expected);
     }
 

@@ -4,6 +4,8 @@
 
 mod agent;
 mod apply;
+mod beside;
+mod board;
 mod cleanup;
 mod cluster;
 mod config;
@@ -11,9 +13,12 @@ mod conflist;
 mod desired;
 mod events;
 mod fields;
+mod http;
 mod lab;
 mod list;
+mod log;
 mod look;
+mod metrics;
 mod observe;
 mod output;
 mod plan;

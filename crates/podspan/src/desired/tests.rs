@@ -1,6 +1,8 @@
 use std::path::Path;
 
 use super::*;
+use crate::config::Operation;
+use crate::log::Format;
 use crate::registry;
 
 const NODES: &str = r#"
@@ -30,6 +32,7 @@ fn node1(routing: Routing) -> Config {
         bridge: "podspan0".parse().unwrap(),
         mtu: None,
         conflist: "/c/10.conflist".into(),
+        probe: true,
     };
     config(Role::Node(role))
 }
@@ -39,6 +42,10 @@ fn config(role: Role) -> Config {
         file: "agent.toml".into(),
         nodes_file: "nodes.toml".into(),
         role,
+        operation: Operation {
+            listen: None,
+            log: Format::Text,
+        },
     }
 }
 
