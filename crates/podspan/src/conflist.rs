@@ -203,6 +203,7 @@ fn draft_path(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Role};
 
     fn example() -> String {
         let cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|cidr| cidr.parse().unwrap());
@@ -210,14 +211,11 @@ mod tests {
     }
 
     fn role(data_dir: &str) -> NodeRole {
-        NodeRole {
-            name: "node1".to_owned(),
-            routing: crate::config::Routing::Direct,
-            network: "podspan".parse().unwrap(),
-            bridge: "podspan0".parse().unwrap(),
-            mtu: None,
-            conflist: crate::config::CONFLIST.into(),
-            data_dir: data_dir.into(),
+        let content = format!("data_dir = {data_dir:?}");
+        let config = Config::parse_agent(Path::new("agent.toml"), &content, "node1").unwrap();
+        match config.role {
+            Role::Node(role) => role,
+            Role::Router => panic!("an agent's file makes a node"),
         }
     }
 

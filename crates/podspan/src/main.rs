@@ -4,6 +4,8 @@
 
 mod agent;
 mod apply;
+mod beside;
+mod board;
 mod cleanup;
 mod cluster;
 mod config;
@@ -11,10 +13,13 @@ mod conflist;
 mod desired;
 mod events;
 mod fields;
+mod http;
 mod lab;
 mod list;
+mod log;
 mod look;
 mod masquerade;
+mod metrics;
 mod observe;
 mod output;
 mod plan;

@@ -1,6 +1,8 @@
 use std::path::Path;
 
 use super::*;
+use crate::config::Operation;
+use crate::log::Format;
 use crate::registry;
 
 const NODES: &str = r#"
@@ -33,6 +35,7 @@ fn node1(routing: Routing) -> Config {
         data_dir: crate::config::DATA_DIR.into(),
         masquerade: true,
         non_masquerade_cidrs: Vec::new(),
+        probe: true,
     };
     config(Role::Node(role))
 }
@@ -43,6 +46,10 @@ fn config(role: Role) -> Config {
         nodes_file: "nodes.toml".into(),
         proc_sys: crate::config::PROC_SYS.into(),
         role,
+        operation: Operation {
+            listen: None,
+            log: Format::Text,
+        },
     }
 }
 
