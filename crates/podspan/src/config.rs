@@ -522,7 +522,7 @@ mod tests {
     #[test]
     fn a_key_that_is_not_known_is_refused_with_those_that_are() {
         let error = agent("nod = 'a'").unwrap_err().to_string();
-        let told = format!("agent.toml: nod = 'a': no such key; there are {AGENT_KEYS}");
+        let told = format!("agent.toml: nod = \"a\": no such key; there are {AGENT_KEYS}");
         assert_eq!(error, told);
     }
 
