@@ -22,7 +22,6 @@ CGROUP = "/" + os.environ[isolation.CGROUP]
 # All that the tests make is under it, on tmpfs.
 HOME = pathlib.Path("/run/node")
 IMAGE_ARCHIVE = HOME / "web.tar"
-PODSPAN_IMAGE = HOME / "podspan.tar"
 TOOL_IMAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "tools/image"
 # CNI's executables, as /opt/cni/bin on a real node.
 PLUGINS = HOME / "plugins"
@@ -42,9 +41,7 @@ def prepare(executables, reference):
         pathlib.Path(directory).mkdir(parents=True)
     install_plugins(executables / "podspan-cni", reference)
     write_image(IMAGE_ARCHIVE)
-    os.environ["PODSPAN_BIN"] = str(executables)
-    os.environ["TMPDIR"] = str(HOME)
-    write_podspan_image(PODSPAN_IMAGE.name)
+    os.environ |= {"PODSPAN_BIN": str(executables), "TMPDIR": str(HOME)}
 
     run("ip netns add outside")
     run("ip link add uplink0 type veth peer name uplink0 netns outside")
@@ -62,7 +59,7 @@ def prepare(executables, reference):
 
 
 def write_podspan_image(name):
-    """What `make image` makes, under our home."""
+    """What `make image` makes, under our home. It wants static executables, as `make build` leaves them."""
     path = HOME / name
     run([TOOL_IMAGE, os.environ["PODSPAN_BIN"], path, "localhost/podspan:0.1.0"])
     return path

@@ -54,7 +54,9 @@ def setUpModule():
     (HOST / "etc/podspan").mkdir(parents=True)
     (HOST / "etc/podspan/agent.toml").write_text(AGENT_TOML)
     (HOST / "etc/podspan/nodes.toml").write_text(NODES_TOML)
-    ctr("images", "import", "--snapshotter", "native", node.PODSPAN_IMAGE)
+    global archive
+    archive = node.write_podspan_image("podspan.tar")
+    ctr("images", "import", "--snapshotter", "native", archive)
 
 
 def tearDownModule():
@@ -146,13 +148,13 @@ class Image(node.Case):
         super().tearDown()
 
     def test_the_same_executables_make_the_same_bytes(self):
-        first, second = (path.read_bytes() for path in (node.PODSPAN_IMAGE, node.write_podspan_image("again.tar")))
+        first, second = (path.read_bytes() for path in (archive, node.write_podspan_image("again.tar")))
         self.assertEqual(first, second)
 
     def test_it_holds_two_static_executables_and_nothing_else(self):
-        with tarfile.open(node.PODSPAN_IMAGE) as archive:
-            index = json.load(archive.extractfile("index.json"))
-            blob = lambda described: archive.extractfile("blobs/" + described["digest"].replace(":", "/"))
+        with tarfile.open(archive) as image:
+            index = json.load(image.extractfile("index.json"))
+            blob = lambda described: image.extractfile("blobs/" + described["digest"].replace(":", "/"))
             manifest = json.load(blob(index["manifests"][0]))
             with tarfile.open(fileobj=blob(manifest["layers"][0])) as layer:
                 files = [(each.name, oct(each.mode), each.uid, each.gid, each.mtime) for each in layer.getmembers()]
@@ -168,7 +170,7 @@ class Image(node.Case):
     def test_podman_runs_it_too(self):
         podman = ["podman", "--root", node.HOME / "podman", "--runroot", node.HOME / "podman-run",
                   "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]
-        run([*podman, "load", "--input", node.PODSPAN_IMAGE])
+        run([*podman, "load", "--input", archive])
         said = run([*podman, "run", "--rm", "--network", "none", "--cgroup-parent", node.CGROUP, "--pull", "never", IMAGE,
                     "--version"])
         self.assertEqual(said.strip(), self.version())
