@@ -247,7 +247,7 @@ class Migration:
         for ping in pings:
             sent, lost = ping.stop()
             print(f"{type(self).__name__}: {lost} of {sent} packets lost", end="; ")
-            self.assertGreater(sent, 100)
+            self.assertGreater(sent, 20)
             self.assertLessEqual(lost, BOUND)
         self.assertTrue(connection.carries())
         connection.close()
@@ -354,11 +354,20 @@ class Flannel(Migration, node.Case):
 
     def finish(self):
         for each in self.nodes.values():
+            # As its daemon does.
+            for rule in ("-N FLANNEL-POSTRTG", "-A POSTROUTING -j FLANNEL-POSTRTG", "-A POSTROUTING -d 203.0.113.9 -j ACCEPT",
+                         "-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE"):
+                each.run(f"iptables -t nat {rule}")
             status, said = each.podspan("migrate", "--finish")
-            self.assertEqual((status, said.splitlines()[0]), (1, "ip link del flannel.1"))
+            steps = ["ip link del flannel.1",
+                     "nft delete chain ip nat FLANNEL-POSTRTG # and the jump to it from POSTROUTING"]
+            self.assertEqual((status, said.splitlines()[:2]), (1, steps))
             status, said = each.podspan("migrate", "--finish", "--apply")
             self.assertEqual(status, 0, said)
             self.assertEqual(each.ip("link show type vxlan"), [])
+            left = each.run("iptables -t nat -S")
+            self.assertNotIn("FLANNEL", left)
+            self.assertIn("-A POSTROUTING -d 203.0.113.9/32 -j ACCEPT", left)
 
     def test_an_agent_that_is_there_before_changes_nothing_of_the_other_network_s(self):
         """As a DaemonSet brings it to all nodes, its names in the configuration already."""

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use podspan_kernel::nft::Nft;
 use podspan_kernel::{Link, Netlink, Prefix, Route, RouteProtocol, sysctl};
 use serde::Serialize;
 
@@ -27,7 +28,7 @@ use crate::observe::list_allocations;
 use crate::output::{Output, exit_code};
 use crate::plan::{Change, NamedRoute};
 use crate::registry::Registry;
-use foreign::{Foreign, Kind};
+use foreign::{Foreign, Kind, Leftover};
 
 /// What to do.
 #[derive(clap::Args)]
@@ -61,6 +62,8 @@ enum Step {
     Move { from: PathBuf, to: PathBuf },
     /// Remove the other network's tunnel.
     RemoveLink(Link),
+    /// Remove what the other network's daemon filtered, in the tables that iptables keeps.
+    RemoveChain(Leftover),
 }
 
 /// What is to be done, or was done.
@@ -311,6 +314,13 @@ impl Draft {
             }
             self.steps.push(Step::RemoveLink(link));
         }
+        // A kernel without nftables has none of it, and nothing that could answer.
+        if let Ok(mut nft) = Nft::open()
+            && nft.generation().is_ok()
+        {
+            let found = Leftover::find(&mut nft)?;
+            self.steps.extend(found.into_iter().map(Step::RemoveChain));
+        }
         for path in foreign::moved(directory) {
             let note = format!("{} is kept, for the way back", path.display());
             self.report.notes.push(note);
@@ -344,7 +354,9 @@ fn take(netlink: &mut Netlink, steps: Vec<Step>) -> Vec<String> {
                 }
             }
             Step::Change(change) => changes.push(change),
-            step @ (Step::Move { .. } | Step::RemoveLink(_)) => after.push(step),
+            step @ (Step::Move { .. } | Step::RemoveLink(_) | Step::RemoveChain(_)) => {
+                after.push(step);
+            }
         }
     }
     apply(netlink, &changes, |_, outcome| {
@@ -357,6 +369,7 @@ fn take(netlink: &mut Netlink, steps: Vec<Step>) -> Vec<String> {
         let outcome = match &step {
             Step::Move { from, to } => std::fs::rename(from, to).map_err(Into::into),
             Step::RemoveLink(link) => netlink.remove_link(link.index).map_err(Into::into),
+            Step::RemoveChain(leftover) => leftover.remove().map_err(Into::into),
             Step::SetKey { .. } | Step::Change(_) => Ok(()),
         };
         let outcome: anyhow::Result<()> = outcome;
@@ -408,6 +421,7 @@ impl fmt::Display for Step {
             Self::Change(change) => change.fmt(f),
             Self::Move { from, to } => write!(f, "mv {} {}", from.display(), to.display()),
             Self::RemoveLink(link) => write!(f, "ip link del {}", link.name),
+            Self::RemoveChain(leftover) => leftover.fmt(f),
         }
     }
 }

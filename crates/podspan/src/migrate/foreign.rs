@@ -3,10 +3,13 @@
 //! What is read here is somebody else's format, so that nothing is taken for granted: what is not understood is told, and
 //! nothing is migrated.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use podspan_cni::attachment::NetworkName;
+use podspan_cni::forwarding::remove_chain;
+use podspan_kernel::nft::{Chain, Family, Nft, Table};
 use podspan_kernel::{IfName, Link};
 use serde_json::Value;
 
@@ -51,6 +54,69 @@ impl Kind {
             && ["flannel.", "flannel-v6."]
                 .iter()
                 .any(|prefix| link.name.starts_with(prefix))
+    }
+}
+
+/// A chain of rules that a daemon of another network left behind, in a table that iptables keeps.
+#[derive(Debug)]
+pub struct Leftover {
+    family: Family,
+    /// The table, the chain of iptables' own that leads to it, and its name.
+    place: (&'static str, &'static str, &'static str),
+}
+
+impl Leftover {
+    /// flannel's masquerading and forwarding, and kindnet's masquerading.
+    const PLACES: [(&'static str, &'static str, &'static str); 3] = [
+        ("nat", "POSTROUTING", "FLANNEL-POSTRTG"),
+        ("filter", "FORWARD", "FLANNEL-FWD"),
+        ("nat", "POSTROUTING", "KIND-MASQ-AGENT"),
+    ];
+
+    /// Those that are there.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn find(nft: &mut Nft) -> podspan_kernel::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for family in [Family::Ip, Family::Ip6] {
+            for place in Self::PLACES {
+                let leftover = Self { family, place };
+                if nft.has_chain(leftover.chains().1)? {
+                    found.push(leftover);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes it, and what leads to it.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn remove(&self) -> podspan_kernel::Result<()> {
+        let (base, chain) = self.chains();
+        remove_chain(&mut Nft::open()?, base, chain).map(drop)
+    }
+
+    fn chains(&self) -> (Chain<'static>, Chain<'static>) {
+        let (name, base, chain) = self.place;
+        let table = Table {
+            family: self.family,
+            name,
+        };
+        (Chain::plain(table, base), Chain::plain(table, chain))
+    }
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (base, chain) = self.chains();
+        write!(
+            f,
+            "nft delete {chain} # and the jump to it from {}",
+            base.name
+        )
     }
 }
 
