@@ -22,6 +22,7 @@ CGROUP = "/" + os.environ[isolation.CGROUP]
 # All that the tests make is under it, on tmpfs.
 HOME = pathlib.Path("/run/node")
 IMAGE_ARCHIVE = HOME / "web.tar"
+TOOL_IMAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "tools/image"
 # CNI's executables, as /opt/cni/bin on a real node.
 PLUGINS = HOME / "plugins"
 # Debian's containernetworking-plugins, and those of them that the runtimes run here.
@@ -40,6 +41,7 @@ def prepare(executables, reference):
         pathlib.Path(directory).mkdir(parents=True)
     install_plugins(executables / "podspan-cni", reference)
     write_image(IMAGE_ARCHIVE)
+    os.environ |= {"PODSPAN_BIN": str(executables), "TMPDIR": str(HOME)}
 
     run("ip netns add outside")
     run("ip link add uplink0 type veth peer name uplink0 netns outside")
@@ -54,6 +56,13 @@ def prepare(executables, reference):
     run("ip link add pod0 type veth peer name pod1")
     run("ip route add 203.0.113.0/24 via 198.51.100.2 proto static")
     restart_firewall()
+
+
+def write_podspan_image(name):
+    """What `make image` makes, under our home. It wants static executables, as `make build` leaves them."""
+    path = HOME / name
+    run([TOOL_IMAGE, os.environ["PODSPAN_BIN"], path, "localhost/podspan:0.1.0"])
+    return path
 
 
 def protect_the_machine():
