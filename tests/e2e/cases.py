@@ -90,6 +90,14 @@ class TimedResult(unittest.TextTestResult):
         self.began = time.monotonic()
         super().startTest(test)
 
+    def addError(self, test, error):
+        super().addError(test, error)
+        the.cluster.explain()
+
+    def addFailure(self, test, error):
+        super().addFailure(test, error)
+        the.cluster.explain()
+
     def addSuccess(self, test):
         self.stream.write(f"{time.monotonic() - self.began:.1f} s, ")
         super().addSuccess(test)

@@ -111,9 +111,14 @@ class Cluster:
     def start_api_server(self):
         self.tell_control_plane("start", "ready")
 
-    def boot(self, node, images=True):
+    def boot(self, node):
         node.power_on()
-        node.start_containerd(self.images if images else ())
+        node.start_containerd(self.images)
+
+    def boot_again(self, node):
+        """The images are on its disk."""
+        node.power_on()
+        node.start_containerd()
 
     def start_kubernetes(self, node):
         node.start_kubelet(self.kubeconfigs[f"system:node:{node.name}"])
@@ -145,6 +150,17 @@ class Cluster:
     def pod(self, name):
         """One that somebody else made, ready."""
         return Pod(self, name).wait_until_ready()
+
+    def explain(self):
+        """Prints what may tell why something failed."""
+        for pod in [*self.api.list("Pod"), *self.api.list("Pod", namespace="kube-system")]:
+            addresses = [each["ip"] for each in pod["status"].get("podIPs", [])]
+            print(pod["metadata"]["name"], pod["spec"].get("nodeName"), pod["status"]["phase"], *addresses, sep="\t")
+        for namespace in ("default", "kube-system"):
+            for event in self.api.list("Event", namespace=namespace)[-30:]:
+                print(event.get("lastTimestamp"), event["involvedObject"]["name"], event["reason"], event.get("message"), sep="\t")
+        for log in sorted(self.home.glob("**/log/*.log")):
+            print(f"--- {log}", *log.read_text(errors="replace").splitlines()[-8:], sep="\n")
 
     def entries(self):
         """The words that run a command on each machine."""
@@ -193,12 +209,16 @@ class Pod:
         self.document = wait_for(self.if_ready, f"pod {self.name} is Ready", self.explain)
         self.addresses = [each["ip"] for each in self.document["status"]["podIPs"]]
         self.node = self.cluster.node(self.document["spec"]["nodeName"])
-        self.netns = self.node.sandbox_netns(self.document["metadata"]["uid"])
+        self.netns = self.node.sandbox_netns(self.node.sandbox(self.name))
         return self
 
     def if_ready(self):
         document = self.cluster.api.read("Pod", self.name)
         return document if document and is_ready(document) else None
+
+    def was_restarted(self):
+        status = self.cluster.api.read("Pod", self.name)["status"]
+        return status["containerStatuses"][0]["restartCount"] > 0
 
     def explain(self):
         document = self.cluster.api.read("Pod", self.name)

@@ -22,6 +22,7 @@ UPLINK = "eth0"
 MTU = 1500
 ROUTER_ADDRESSES = ["192.168.1.1", "fd00:192:168:1::1"]
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+STATIC_PODS = "/etc/kubernetes/manifests"
 # What a real node's Debian package brings, less what namespaces cannot have.
 CONTAINERD = f"""
 version = 2
@@ -76,8 +77,9 @@ class Node:
 
     def power_off(self):
         """As by a cut cable: nothing is told to end."""
-        os.kill(self.pid, signal.SIGKILL)
+        self.shell.kill()
         self.shell.wait()
+        wait_for(lambda: not pathlib.Path(f"/proc/{self.pid}").exists(), f"{self.name} is dead")
         self.shell.stdout.close()
         self.daemons.clear()
         # Its network goes in the background, and the name of the cable's end with it.
@@ -107,9 +109,16 @@ class Node:
         self.start("containerd", "containerd", "--config", "/etc/containerd/e2e.toml")
         self.daemons["containerd"].wait_until(self.path(CONTAINERD_SOCKET).exists, "listening")
         self.client = cri.Client(self.path(CONTAINERD_SOCKET))
-        self.client.Version()
+        wait_for(self.containerd_answers, f"containerd of {self.name} answers", self.daemons["containerd"].last_words)
         for image in images:
             self.load(image)
+
+    def containerd_answers(self):
+        try:
+            return self.client.Version()
+        except AssertionError:
+            # It listens before it is ready, and says so.
+            return None
 
     def load(self, archive):
         """An OCI archive into containerd's store, under the name that it bears."""
@@ -121,6 +130,7 @@ class Node:
     def start_kubelet(self, kubeconfig):
         shutil.copy(kubeconfig, self.path("/etc/kubelet.kubeconfig"))
         self.path("/etc/kubelet.json").write_text(json.dumps(self.kubelet_configuration()))
+        self.path(STATIC_PODS).mkdir(parents=True, exist_ok=True)
         self.start("kubelet", "/opt/kubernetes/kubelet", "--config=/etc/kubelet.json",
                    "--kubeconfig=/etc/kubelet.kubeconfig", f"--hostname-override={self.name}",
                    f"--node-ip={','.join(self.addresses)}")
@@ -135,6 +145,7 @@ class Node:
             "failCgroupV1": False, "failSwapOn": False, "localStorageCapacityIsolation": False,
             "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100, "serializeImagePulls": False, "resolvConf": "",
+            "staticPodPath": STATIC_PODS, "fileCheckFrequency": "1s",
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
             "kubeAPIQPS": 100, "kubeAPIBurst": 200, "registryPullQPS": 0, "eventRecordQPS": 0,
             "nodeStatusUpdateFrequency": "4s", "nodeLeaseDurationSeconds": 16,
@@ -151,18 +162,32 @@ class Node:
         }))
         self.start("kube-proxy", "/opt/kubernetes/kube-proxy", "--config=/etc/kube-proxy.json")
 
-    def sandbox_netns(self, uid):
-        """The network namespace of a pod, as a path here."""
-        for sandbox in self.client.ListPodSandbox().items:
-            if sandbox.metadata.uid == uid and sandbox.state == 0:
-                status = self.client.PodSandboxStatus(pod_sandbox_id=sandbox.id, verbose=True)
-                namespaces = json.loads(status.info["info"])["runtimeSpec"]["linux"]["namespaces"]
-                [network] = [each for each in namespaces if each["type"] == "network"]
-                if "path" not in network:
-                    return self.netns
-                # A link of the node's would be followed here: /var/run.
-                return self.path(network["path"].removeprefix("/var"))
-        raise AssertionError(f"containerd of {self.name} has no running sandbox of pod {uid}")
+    def sandbox(self, pod_name):
+        """containerd's id of the running sandbox of a pod, or none."""
+        running = [each.id for each in self.client.ListPodSandbox().items
+                   if each.metadata.name == pod_name and each.state == 0]
+        return running[0] if running else None
+
+    def sandbox_addresses(self, sandbox):
+        """As CRI says them, IPv4 first."""
+        network = self.client.PodSandboxStatus(pod_sandbox_id=sandbox).status.network
+        return [network.ip, *(each.ip for each in network.additional_ips)]
+
+    def sandbox_netns(self, sandbox):
+        """The sandbox's network namespace, as a path here."""
+        info = json.loads(self.client.PodSandboxStatus(pod_sandbox_id=sandbox, verbose=True).info["info"])
+        paths = [each.get("path") for each in info["runtimeSpec"]["linux"]["namespaces"] if each["type"] == "network"]
+        # What is a link on the node, such as /var/run, would be followed on this side.
+        return self.path(paths[0].removeprefix("/var")) if paths and paths[0] else self.netns
+
+    def set_static_pod(self, name, document):
+        """A pod that the kubelet runs from a file; none ends it."""
+        place = self.path(STATIC_PODS) / f"{name}.json"
+        if document is None:
+            return place.unlink()
+        draft = place.with_name(f".{name}")
+        draft.write_text(json.dumps({"apiVersion": "v1"} | document))
+        draft.rename(place)
 
 
 class NodeDaemon(Daemon):

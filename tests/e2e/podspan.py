@@ -30,13 +30,32 @@ class Podspan:
     def write_nodes_file(self, node):
         lines = []
         for each in self.cluster.nodes:
-            document = wait_for(lambda: self.cluster.api.read("Node", each.name), each.name)
+            if not self.cluster.api.read("Node", each.name):
+                continue
             wait_for(lambda: self.cluster.api.read("Node", each.name)["spec"].get("podCIDRs"), f"{each.name} has a subnet")
             cidrs = self.cluster.api.read("Node", each.name)["spec"]["podCIDRs"]
             lines += ["[[nodes]]", f'name = "{each.name}"', f"addresses = {each.addresses}", f"pod_cidrs = {cidrs}", ""]
         draft = node.path("/etc/podspan/nodes.toml.new")
         draft.write_text("\n".join(lines))
         draft.rename(node.path("/etc/podspan/nodes.toml"))
+
+    def nodes_changed(self):
+        for node in self.cluster.nodes:
+            self.write_nodes_file(node)
+
+    def boot_again(self, node):
+        self.start_agent(node)
+
+    def kill_agent(self, node):
+        node.daemons["podspan"].kill()
+        self.start_agent(node)
+
+    def wait_for_agent(self, node):
+        """It runs."""
+
+    def wait_for_subnets(self, node, subnets):
+        wait_for(lambda: all(cidr in node.path("/etc/cni/net.d/10-podspan.conflist").read_text() for cidr in subnets),
+                 f"the conflist of {node.name} has {subnets}")
 
     def start_agent(self, node):
         node.start("podspan", "/usr/local/bin/podspan", "agent")

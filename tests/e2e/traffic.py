@@ -25,7 +25,10 @@ class Traffic:
         return self
 
     def __exit__(self, *_):
-        self.is_over = [flow.stop() for flow in self.flows]
+        for flow in self.flows:
+            flow.is_done.set()
+        for flow in self.flows:
+            flow.stop()
 
     def sent(self):
         return sum(flow.sent for flow in self.flows)
@@ -84,7 +87,6 @@ class Flow:
                 deadline = time.monotonic() + PATIENCE
 
     def stop(self):
-        self.is_done.set()
         for thread in self.threads[1:]:
             thread.join()
         self.server.close()
