@@ -192,6 +192,7 @@ impl From<IpamRoute> for Route {
                 advmss: route.advmss,
                 table: route.table,
                 scope: route.scope,
+                ..RouteOptions::default()
             },
         }
     }

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::names::{IfName, Mac};
 use crate::netlink::{Message, Netlink};
 use crate::netns::Netns;
+use crate::vxlan::{Vxlan, read_vxlan};
 
 /// `IFLA_BRPORT_STATE` (linux/if_link.h).
 const IFLA_BRPORT_STATE: u16 = 1;
@@ -57,6 +58,8 @@ pub struct Link {
     pub tx_queue_length: u32,
     /// For a bridge: what it does about VLANs.
     pub vlans: BridgeVlans,
+    /// For a VXLAN device: what it is.
+    pub vxlan: Option<Vxlan>,
 }
 
 /// What a bridge does about VLANs.
@@ -131,7 +134,8 @@ pub struct LinkChange<'a> {
     pub all_multicast: Option<bool>,
     /// The new length of the transmit queue in packets.
     pub tx_queue_length: Option<u32>,
-    /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
+    /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none. On a link that is no
+    /// port, before it is set up: in one request the kernel sets it up first (`do_setlink`).
     pub no_link_local: bool,
 }
 
@@ -509,6 +513,7 @@ fn read_link(message: LinkMessage) -> Link {
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         tx_queue_length: 0,
         vlans: BridgeVlans::default(),
+        vxlan: None,
         isolated: false,
     };
     for attribute in message.attributes {
@@ -527,6 +532,7 @@ fn read_link(message: LinkMessage) -> Link {
                     link.isolated = port.contains(&InfoBridgePort::Isolated(true));
                 }
                 LinkInfo::Data(InfoData::Bridge(bridge)) => link.vlans = read_vlans(&bridge),
+                LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(read_vxlan(&data)),
                 _ => {}
             }),
             _ => {}

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use podspan_kernel::Netlink;
+use podspan_kernel::{LinkSet, Netlink};
 
 use crate::apply::apply;
 use crate::beside;
@@ -47,7 +47,8 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let log = Log {
         format: config.operation.log,
     };
-    let (sender, events) = events::start(files)?;
+    let tunnels = LinkSet::default();
+    let (sender, events) = events::start(files, tunnels.clone())?;
     let board = Arc::new(Board::new());
     beside::start(config, &board, sender)?;
     let mut agent = Agent {
@@ -55,6 +56,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         netlink: Netlink::open()?,
         filter: PacketFilter::default(),
         registry: Registry::new(&config.nodes_file),
+        tunnels,
         told: Told::default(),
         board,
         log,
@@ -108,6 +110,8 @@ struct Agent<'a> {
     netlink: Netlink,
     filter: PacketFilter,
     registry: Registry,
+    /// The VXLAN devices, whose neighbours somebody else may change.
+    tunnels: LinkSet,
     told: Told,
     board: Arc<Board>,
     log: Log,
@@ -141,6 +145,10 @@ impl Agent<'_> {
             Some(cluster) => {
                 match look(&mut self.netlink, &mut self.filter, self.config, cluster) {
                     Ok(look) => {
+                        if let Some((_, observed)) = &look.both {
+                            let tunnels = observed.tunnels.iter();
+                            self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
+                        }
                         metrics.nodes.set(count(cluster.nodes.len()));
                         found.note(self.config, &look, metrics);
                         let at = (&mut self.netlink, &mut self.filter);

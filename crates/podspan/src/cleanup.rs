@@ -250,6 +250,17 @@ mod tests {
         ns.ip("link set podspan0 alias podspan:bridge");
         ns.ip("link add pod1 type veth peer name x1");
         ns.ip("link set pod1 alias podspan:podspan/c1/eth0 master podspan0");
+        for (name, vni, alias) in [
+            ("podspan-vxlan4", 112, "podspan:vxlan"),
+            ("foreign2", 7, "x"),
+        ] {
+            ns.ip(&format!(
+                "link add {name} up type vxlan id {vni} dstport 8472 local 127.0.0.1"
+            ));
+            ns.ip(&format!("link set {name} alias {alias}"));
+        }
+        ns.ip("neigh add 10.244.3.0 lladdr 0a:58:0a:f4:03:00 dev podspan-vxlan4 nud permanent");
+        ns.ip("route add 10.244.3.0/24 via 10.244.3.0 dev podspan-vxlan4 onlink proto 112");
         ns.ip("link add foreign0 up type bridge");
         ns.ip("link set foreign0 alias podspanish");
         ns.ip("link add foreign1 type veth peer name x2");
@@ -275,6 +286,7 @@ mod tests {
         let expected = [
             format!("conflist {}", conflist.display()),
             "link pod1 (podspan:podspan/c1/eth0)".to_owned(),
+            "link podspan-vxlan4 (podspan:vxlan)".to_owned(),
             "link podspan0 (podspan:bridge)".to_owned(),
             "route 10.244.2.0/24 via 192.168.1.12 proto 112".to_owned(),
             "route fd00:10:244:2::/64 via fd00:192::12 proto 112".to_owned(),
@@ -293,7 +305,7 @@ mod tests {
             .iter()
             .map(|link| &link["ifname"])
             .collect();
-        assert_eq!(names, ["lo", "foreign0", "x2", "foreign1"]);
+        assert_eq!(names, ["lo", "foreign2", "foreign0", "x2", "foreign1"]);
         assert_eq!(ns.ip("route show proto static")[0]["dst"], "10.9.0.0/24");
         assert_eq!(
             nft("list tables"),

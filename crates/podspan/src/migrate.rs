@@ -24,6 +24,7 @@ use crate::apply::apply;
 use crate::config::{Config, Role, RoleName};
 use crate::desired::{Desired, Sysctl};
 use crate::look::look;
+use crate::masquerade::PacketFilter;
 use crate::observe::list_allocations;
 use crate::output::{Output, exit_code};
 use crate::plan::{Change, NamedRoute};
@@ -142,7 +143,7 @@ impl Draft {
         let Some(cluster) = registry.cluster() else {
             bail!("{}", registry.problem().unwrap_or_default());
         };
-        let found = look(netlink, &config, cluster)?;
+        let found = look(netlink, &mut PacketFilter::default(), &config, cluster)?;
         let refused = registry.refusals().iter().chain(&found.plan.refusals);
         self.report.notes = refused
             .map(|refusal| format!("refused: {refusal}"))
@@ -359,7 +360,8 @@ fn take(netlink: &mut Netlink, steps: Vec<Step>) -> Vec<String> {
             }
         }
     }
-    apply(netlink, &changes, |_, outcome| {
+    let at = (&mut *netlink, &mut PacketFilter::default());
+    apply(at, &changes, |_, outcome| {
         failed.extend(outcome.err().map(|error| format!("{error:#}")));
     });
     if !failed.is_empty() {

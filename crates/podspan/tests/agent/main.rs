@@ -16,3 +16,4 @@ mod monitor;
 mod nodes_file;
 mod operation;
 mod scale;
+mod vxlan;
