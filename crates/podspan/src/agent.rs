@@ -23,6 +23,7 @@ use crate::log::{Fact, Log};
 use crate::look::{Look, look};
 use crate::metrics::{Kind, Metrics};
 use crate::plan::Change;
+use crate::probe;
 use crate::refusal::Refusal;
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
@@ -139,6 +140,10 @@ impl Agent<'_> {
                 Ok(look) => {
                     metrics.nodes.set(count(cluster.nodes.len()));
                     found.note(self.config, &look, metrics);
+                    if let Some((desired, _)) = &look.both {
+                        let targets = probe::targets(self.config, cluster, desired);
+                        self.board.set_targets(targets);
+                    }
                     found.make(&mut self.netlink, &look.plan.changes, metrics);
                     metrics.look_succeeded();
                 }

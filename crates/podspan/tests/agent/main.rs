@@ -15,4 +15,5 @@ mod machine;
 mod monitor;
 mod nodes_file;
 mod operation;
+mod peers;
 mod scale;
