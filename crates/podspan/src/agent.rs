@@ -141,7 +141,8 @@ impl Agent<'_> {
                     metrics.nodes.set(count(cluster.nodes.len()));
                     found.note(self.config, &look, metrics);
                     if let Some((desired, _)) = &look.both {
-                        let targets = probe::targets(self.config, cluster, desired);
+                        let last = self.board.last_targets();
+                        let targets = probe::targets(self.config, cluster, desired, &last);
                         self.board.set_targets(targets);
                     }
                     found.make(&mut self.netlink, &look.plan.changes, metrics);

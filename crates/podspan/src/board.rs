@@ -134,6 +134,11 @@ impl Board {
         });
     }
 
+    /// The ways to test, as the loop said last.
+    pub fn last_targets(&self) -> Arc<Targets> {
+        Arc::clone(&self.targets.borrow())
+    }
+
     /// The ways to test, now and whenever they change.
     pub fn targets(&self) -> watch::Receiver<Arc<Targets>> {
         let mut targets = self.targets.subscribe();

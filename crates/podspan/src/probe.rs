@@ -50,8 +50,8 @@ const COMPANY: usize = 64;
 pub struct Targets {
     /// This node's gateways, on which it answers.
     pub gateways: Vec<IpAddr>,
-    /// The ways, sorted.
-    pub peers: Vec<Peer>,
+    /// The ways.
+    pub peers: Vec<Arc<Peer>>,
     /// How large the packets of pods are at the most, in bytes; none is not known.
     pub mtu: Option<u32>,
 }
@@ -165,7 +165,9 @@ impl fmt::Display for Peer {
 
 /// What this node has to test: the gateway of each pod CIDR of the other nodes that it has a route for. Nothing on a router,
 /// which is on no pod's side, and where it is switched off.
-pub fn targets(config: &Config, cluster: &Cluster, desired: &Desired) -> Targets {
+///
+/// What is the same as in `last` is taken from there: a cluster has ten thousand of them.
+pub fn targets(config: &Config, cluster: &Cluster, desired: &Desired, last: &Targets) -> Targets {
     let (Role::Node(role), Some(bridge)) = (&config.role, &desired.bridge) else {
         return Targets::default();
     };
@@ -174,23 +176,34 @@ pub fn targets(config: &Config, cluster: &Cluster, desired: &Desired) -> Targets
     }
     let gateways: Vec<IpAddr> = bridge.gateways.iter().map(IpNet::addr).collect();
     let routed = Routed::new(desired);
-    let mut peers = Vec::new();
+    let mut known = last.peers.iter();
+    let mut peers = Vec::with_capacity(last.peers.len());
     for node in cluster.nodes.iter().filter(|node| node.name != role.name) {
-        let name: Arc<str> = node.name.as_str().into();
         for pod_cidr in node.pod_cidrs.iter().filter(|cidr| routed.holds(**cidr)) {
             let is_same = |ip: &&IpAddr| ip.is_ipv4() == pod_cidr.is_ipv4();
             let source = gateways.iter().find(is_same);
-            if let (Some(gateway), Some(source)) = (pod_cidr.first_host(), source) {
-                peers.push(Peer {
-                    node: Arc::clone(&name),
-                    gateway,
-                    address: node.addresses.iter().find(is_same).copied(),
-                    source: *source,
-                });
-            }
+            let (Some(gateway), Some(source)) = (pod_cidr.first_host(), source) else {
+                continue;
+            };
+            let address = node.addresses.iter().find(is_same).copied();
+            // In the order of the cluster, which seldom changes.
+            let same = known.next().filter(|peer| {
+                *peer.node == node.name
+                    && (peer.gateway, peer.address, peer.source) == (gateway, address, *source)
+            });
+            peers.push(same.map_or_else(
+                || {
+                    Arc::new(Peer {
+                        node: node.name.as_str().into(),
+                        gateway,
+                        address,
+                        source: *source,
+                    })
+                },
+                Arc::clone,
+            ));
         }
     }
-    peers.sort();
     Targets {
         gateways,
         peers,
@@ -228,13 +241,13 @@ impl Routed {
 ///
 /// # Errors
 /// No async runtime.
-pub fn test_all(targets: &Targets) -> anyhow::Result<Vec<(Peer, Outcome)>> {
+pub fn test_all(targets: &Targets) -> anyhow::Result<Vec<(Arc<Peer>, Outcome)>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start the async runtime")?;
     let tests = futures_util::stream::iter(&targets.peers)
-        .map(|peer| async { (peer.clone(), test(peer, targets.mtu).await) })
+        .map(|peer| async { (Arc::clone(peer), test(peer, targets.mtu).await) })
         .buffered(COMPANY);
     Ok(runtime.block_on(tests.collect()))
 }

@@ -4,6 +4,7 @@
 //! failure in a row counts: one packet may be lost anywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -30,8 +31,8 @@ const COUNTS: u32 = 2;
 pub struct Schedule {
     /// When the first round began.
     begin: Instant,
-    peers: BTreeMap<Peer, State>,
-    due: BTreeSet<(Instant, Peer)>,
+    peers: BTreeMap<Arc<Peer>, State>,
+    due: BTreeSet<(Instant, Arc<Peer>)>,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +47,7 @@ struct State {
 #[derive(Debug, PartialEq)]
 pub struct Turn {
     /// Which.
-    pub peer: Peer,
+    pub peer: Arc<Peer>,
     /// What was known.
     pub before: Option<Outcome>,
     /// What is known.
@@ -69,14 +70,14 @@ impl Schedule {
     }
 
     /// From now on, these are tested: those that are new at once. Tells of those that are gone.
-    pub fn follow(&mut self, peers: &[Peer], now: Instant) -> Vec<Turn> {
-        let wanted: BTreeSet<&Peer> = peers.iter().collect();
+    pub fn follow(&mut self, peers: &[Arc<Peer>], now: Instant) -> Vec<Turn> {
+        let wanted: BTreeSet<&Arc<Peer>> = peers.iter().collect();
         let mut gone = Vec::new();
         self.peers.retain(|peer, state| {
             let stays = wanted.contains(peer);
             if !stays {
                 gone.push(Turn {
-                    peer: peer.clone(),
+                    peer: Arc::clone(peer),
                     before: state.verdict,
                     after: None,
                 });
@@ -90,8 +91,8 @@ impl Schedule {
                     due: Some(now),
                     ..State::default()
                 };
-                self.peers.insert(peer.clone(), state);
-                self.due.insert((now, peer.clone()));
+                self.peers.insert(Arc::clone(peer), state);
+                self.due.insert((now, Arc::clone(peer)));
             }
         }
         gone
@@ -103,7 +104,7 @@ impl Schedule {
     }
 
     /// The peer whose turn it is; it has none until its test is done.
-    pub fn take(&mut self, now: Instant) -> Option<Peer> {
+    pub fn take(&mut self, now: Instant) -> Option<Arc<Peer>> {
         if self.next_due()? > now {
             return None;
         }
@@ -115,7 +116,7 @@ impl Schedule {
     }
 
     /// Notes what a test found; tells when the verdict is another one for it.
-    pub fn done(&mut self, peer: &Peer, outcome: Outcome, now: Instant) -> Option<Turn> {
+    pub fn done(&mut self, peer: &Arc<Peer>, outcome: Outcome, now: Instant) -> Option<Turn> {
         let round = (EACH * u32::try_from(self.peers.len()).unwrap_or(u32::MAX))
             .clamp(ROUND_MIN, ROUND_MAX);
         let turn = time_to_turn(peer, now - self.begin, round);
@@ -137,7 +138,7 @@ impl Schedule {
             }
         };
         state.due = Some(now + wait);
-        self.due.insert((now + wait, peer.clone()));
+        self.due.insert((now + wait, Arc::clone(peer)));
         let counts = match outcome {
             Outcome::Fails(_) => state.failures >= COUNTS,
             Outcome::Untested => false,
@@ -149,7 +150,7 @@ impl Schedule {
         }
         state.verdict = Some(outcome);
         Some(Turn {
-            peer: peer.clone(),
+            peer: Arc::clone(peer),
             before,
             after: Some(outcome),
         })
@@ -180,12 +181,14 @@ mod tests {
     const PASSES: Outcome = Outcome::Passes(Duration::from_millis(1));
     const SILENT: Outcome = Outcome::Fails(Failure::Silent);
 
-    fn peers(count: u16) -> Vec<Peer> {
-        let peer = |n: u16| Peer {
-            node: format!("node{n:05}").into(),
-            gateway: std::net::Ipv4Addr::from_bits(0x0a00_0001 | (u32::from(n) << 8)).into(),
-            address: None,
-            source: [10, 244, 0, 1].into(),
+    fn peers(count: u16) -> Vec<Arc<Peer>> {
+        let peer = |n: u16| {
+            Arc::new(Peer {
+                node: format!("node{n:05}").into(),
+                gateway: std::net::Ipv4Addr::from_bits(0x0a00_0001 | (u32::from(n) << 8)).into(),
+                address: None,
+                source: [10, 244, 0, 1].into(),
+            })
         };
         (0..count).map(peer).collect()
     }
@@ -250,7 +253,8 @@ mod tests {
         };
         let turn = |before, after| Some((before, Some(after)));
         assert_eq!(step(&mut schedule, PASSES), (0, turn(None, PASSES)));
-        let in_a_round = |(waited, turn)| assert!(waited <= 30 && turn == None, "{waited}");
+        let in_a_round =
+            |(waited, turn): (u64, Option<_>)| assert!(waited <= 30 && turn.is_none(), "{waited}");
         in_a_round(step(&mut schedule, SILENT));
         assert_eq!(step(&mut schedule, PASSES), (1, None));
         in_a_round(step(&mut schedule, SILENT));

@@ -53,7 +53,13 @@ fn targets_of(config: &Config) -> Targets {
         subnets: vec![subnet("192.168.1.11/24"), subnet("fd00::11/64")],
     };
     let (desired, _) = desired(config, &cluster, &underlay).unwrap();
-    targets(config, &cluster, &desired.unwrap())
+    let desired = desired.unwrap();
+    let found = targets(config, &cluster, &desired, &Targets::default());
+    let again = targets(config, &cluster, &desired, &found);
+    assert_eq!(again, found);
+    let mut both = again.peers.iter().zip(&found.peers);
+    assert!(both.all(|(one, other)| Arc::ptr_eq(one, other)));
+    found
 }
 
 fn ways(targets: &Targets) -> Vec<String> {
@@ -67,8 +73,8 @@ fn every_pod_cidr_that_there_is_a_route_for_is_tested_from_the_gateway_of_its_fa
     let direct = targets_of(&config(Routing::Direct));
     let expected = [
         "10.244.1.1 -> node2 (10.244.2.1)",
-        "10.244.1.1 -> node2 (10.245.2.1)",
         "fd00:10:244:1::1 -> node2 (fd00:10:244:2::1)",
+        "10.244.1.1 -> node2 (10.245.2.1)",
     ];
     assert_eq!(ways(&direct), expected);
     assert_eq!(direct.mtu, Some(1400));
@@ -78,8 +84,8 @@ fn every_pod_cidr_that_there_is_a_route_for_is_tested_from_the_gateway_of_its_fa
         routers: vec![[192, 168, 1, 1].into()],
     };
     let expected = [
-        "10.244.1.1 -> elsewhere (10.244.3.1)",
         "10.244.1.1 -> node2 (10.244.2.1)",
+        "10.244.1.1 -> elsewhere (10.244.3.1)",
     ];
     assert_eq!(ways(&targets_of(&config(router))), expected);
 }
@@ -114,7 +120,7 @@ fn what_fails_is_told_with_what_mends_it_and_many_together() {
 
     let failing = |count: u8| -> watch::Failing {
         (1..=count)
-            .map(|n| (peer(n), (Failure::Silent, None)))
+            .map(|n| (Arc::new(peer(n)), (Failure::Silent, None)))
             .collect()
     };
     assert_eq!(told::problems(failing(10).iter()).len(), 10);

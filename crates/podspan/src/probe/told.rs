@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use podspan_kernel::{Netlink, Result};
 
@@ -76,7 +77,7 @@ pub fn describe(peer: &Peer, failure: Failure, way: Option<&Way>) -> String {
 /// The lines about all that fail. Many are not told one by one, and then not by their number either, which would be another
 /// line for each that comes or goes.
 pub fn problems<'a>(
-    failing: impl ExactSizeIterator<Item = (&'a Peer, &'a (Failure, Option<Way>))>,
+    failing: impl ExactSizeIterator<Item = (&'a Arc<Peer>, &'a (Failure, Option<Way>))>,
 ) -> BTreeSet<String> {
     let all = failing.len();
     failing

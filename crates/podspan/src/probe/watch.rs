@@ -21,7 +21,7 @@ use crate::metrics::OutcomeLabel;
 const PACE: Duration = Duration::from_millis(40);
 
 /// What fails, and where its packets leave this node.
-pub type Failing = BTreeMap<Peer, (Failure, Option<Way>)>;
+pub type Failing = BTreeMap<Arc<Peer>, (Failure, Option<Way>)>;
 
 /// Tests and answers until the end of the process; `news` is called when there is something new to tell.
 pub async fn run(board: Arc<Board>, news: impl Fn() + Clone + Send + 'static) {
@@ -64,7 +64,7 @@ struct Tester {
     schedule: Schedule,
     mtu: Option<u32>,
     failing: Failing,
-    tests: JoinSet<(Peer, Outcome)>,
+    tests: JoinSet<(Arc<Peer>, Outcome)>,
     /// The tasks that answer, by gateway and MTU.
     answers: BTreeMap<(IpAddr, Option<u32>), AbortHandle>,
 }
@@ -124,7 +124,7 @@ impl Tester {
     }
 
     /// Takes what a test found; true when that is something new to tell.
-    fn take(&mut self, peer: &Peer, outcome: Outcome) -> bool {
+    fn take(&mut self, peer: &Arc<Peer>, outcome: Outcome) -> bool {
         let metrics = &self.board.metrics.probe;
         let label = OutcomeLabel {
             outcome: outcome.word(),
@@ -154,7 +154,7 @@ impl Tester {
                     .and_then(|mut netlink| way(&mut netlink, turn.peer.gateway))
                     .ok()
                     .flatten();
-                self.failing.insert(turn.peer.clone(), (failure, way));
+                self.failing.insert(Arc::clone(&turn.peer), (failure, way));
                 true
             }
             None => self.failing.remove(&turn.peer).is_some(),
