@@ -24,6 +24,7 @@ use crate::look::{Look, look};
 use crate::masquerade::PacketFilter;
 use crate::metrics::{Kind, Metrics};
 use crate::plan::Change;
+use crate::probe;
 use crate::refusal::Refusal;
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
@@ -145,9 +146,12 @@ impl Agent<'_> {
             Some(cluster) => {
                 match look(&mut self.netlink, &mut self.filter, self.config, cluster) {
                     Ok(look) => {
-                        if let Some((_, observed)) = &look.both {
+                        if let Some((desired, observed)) = &look.both {
                             let tunnels = observed.tunnels.iter();
                             self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
+                            let last = self.board.last_targets();
+                            let targets = probe::targets(self.config, cluster, desired, &last);
+                            self.board.set_targets(targets);
                         }
                         metrics.nodes.set(count(cluster.nodes.len()));
                         found.note(self.config, &look, metrics);

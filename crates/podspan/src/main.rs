@@ -24,6 +24,12 @@ mod migrate;
 mod observe;
 mod output;
 mod plan;
+#[allow(
+    unused_imports,
+    dead_code,
+    reason = "podspan explain, which comes next"
+)]
+mod probe;
 mod refusal;
 mod registry;
 mod runtime;

@@ -15,5 +15,6 @@ mod machine;
 mod monitor;
 mod nodes_file;
 mod operation;
+mod peers;
 mod scale;
 mod vxlan;
