@@ -271,10 +271,15 @@ impl Draft<'_> {
             Ok(seen) => seen,
             Err(_) if wanted.is_none() => return,
             Err(why) => {
-                let fix = format!(
-                    "{why}; the kernel needs nf_tables with nft_masq and nft_nat, or set masquerade = false"
-                );
-                return self.refuse(Key::Plain("masquerade"), "true", fix);
+                self.plan.refusals.push(Refusal {
+                    file: self.desired.config_file.clone(),
+                    key: "masquerade".to_owned(),
+                    value: "true".to_owned(),
+                    fix: format!(
+                        "{why}; the kernel needs nf_tables and nft_masq, or set it to false"
+                    ),
+                });
+                return;
             }
         };
         let addresses = self.observed.bridge.iter().flat_map(|seen| &seen.addresses);

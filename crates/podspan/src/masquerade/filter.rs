@@ -69,9 +69,8 @@ fn observe(nft: &mut Nft) -> Result<Seen> {
     }
     if seen.has(&LINKS) {
         for element in nft.list_elements(&LINKS)? {
-            match element.key.as_slice() {
-                [Value::IfName(name)] => seen.links.push(name.clone()),
-                _ => {}
+            if let [Value::IfName(name)] = element.key.as_slice() {
+                seen.links.push(name.clone());
             }
         }
         seen.links.sort();

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const STAYS_NOTHING: (fn(AddressRange) -> bool, fn(AddressRange) -> bool) = (|_| false, |_| false);
+type Stays = fn(AddressRange) -> bool;
+const STAYS_NOTHING: (Stays, Stays) = (|_| false, |_| false);
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()

@@ -12,6 +12,8 @@
 mod commands;
 mod keeps;
 mod machine;
+mod masquerade;
 mod monitor;
 mod nodes_file;
 mod scale;
+mod traffic;
