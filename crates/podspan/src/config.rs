@@ -25,7 +25,7 @@ const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
 const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, masquerade, non_masquerade_cidrs";
+const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, masquerade, non_masquerade_cidrs, bridge_netfilter";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -75,6 +75,9 @@ pub struct NodeRole {
     pub masquerade: bool,
     /// What counts as inside of the cluster besides its nodes and their pods.
     pub non_masquerade_cidrs: Vec<Prefix>,
+    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it; none where
+    /// nothing is said.
+    pub bridge_netfilter: Option<bool>,
 }
 
 /// How pods of other nodes are reached.
@@ -151,6 +154,7 @@ impl Config {
                 .unwrap_or(CONFLIST.into()),
             masquerade: fields.take("masquerade", boolean).unwrap_or(true),
             non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
+            bridge_netfilter: fields.take("bridge_netfilter", boolean),
         };
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
@@ -402,7 +406,7 @@ mod tests {
         let table = [
             (
                 "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, masquerade, non_masquerade_cidrs",
+                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, masquerade, non_masquerade_cidrs, bridge_netfilter",
             ),
             (
                 "masquerade = 'no'",

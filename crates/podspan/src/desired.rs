@@ -56,6 +56,8 @@ pub struct Bridge {
     pub mtu: Option<u32>,
     /// The gateway of each pod CIDR, with the subnet's length.
     pub gateways: Vec<IpNet>,
+    /// What it forwards passes the filters of IP.
+    pub netfilter: bool,
     /// Its own kernel parameters.
     pub sysctls: Vec<Sysctl>,
 }
@@ -252,6 +254,8 @@ impl<'a> Draft<'a> {
             name: role.bridge.clone(),
             mac: Mac::of_ip(first.addr()),
             mtu,
+            // A nodes file alone has no Services.
+            netfilter: role.bridge_netfilter.unwrap_or(false),
             sysctls: bridge_sysctls(&role.bridge, &gateways),
             gateways,
         });

@@ -45,6 +45,8 @@ pub struct ObservedBridge {
     pub up: bool,
     /// Its global addresses.
     pub addresses: Vec<IpNet>,
+    /// What it forwards passes the filters of IP; none where the kernel knows no such thing.
+    pub netfilter: Option<bool>,
 }
 
 /// What this machine is.
@@ -114,6 +116,7 @@ fn sort_links(bridge_name: Option<&IfName>, links: Vec<Link>, addresses: &[Addre
                 mtu: link.mtu,
                 up: link.up,
                 addresses: nets,
+                netfilter: link.netfilter,
             });
         } else if !link.alias.is_some_and(|alias| alias.starts_with(MARK)) {
             sorted

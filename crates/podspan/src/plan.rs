@@ -196,6 +196,8 @@ impl Draft<'_> {
                 let change = LinkChange {
                     alias: Some(BRIDGE_ALIAS),
                     mtu: bridge.mtu,
+                    // A new one does without.
+                    netfilter: Some(true).filter(|_| bridge.netfilter),
                     ..LinkChange::default()
                 };
                 self.push(Change::SetBridge {
@@ -229,9 +231,12 @@ impl Draft<'_> {
             alias: (seen.alias.as_deref() != Some(BRIDGE_ALIAS)).then_some(BRIDGE_ALIAS),
             mtu: bridge.mtu.filter(|mtu| *mtu != seen.mtu),
             mac: Some(bridge.mac).filter(|_| !self.is_mac_right(bridge, seen)),
+            netfilter: Some(bridge.netfilter)
+                .filter(|wanted| seen.netfilter.is_some_and(|seen| seen != *wanted)),
             ..LinkChange::default()
         };
-        if change.up || change.alias.is_some() || change.mtu.is_some() || change.mac.is_some() {
+        let is_link = change.up || change.alias.is_some() || change.mtu.is_some();
+        if is_link || change.mac.is_some() || change.netfilter.is_some() {
             let name = bridge.name.clone();
             self.push(Change::SetBridge { name, change });
         }

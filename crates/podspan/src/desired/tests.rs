@@ -32,6 +32,7 @@ fn node1(routing: Routing) -> Config {
         conflist: "/c/10.conflist".into(),
         masquerade: true,
         non_masquerade_cidrs: Vec::new(),
+        bridge_netfilter: None,
     };
     config(Role::Node(role))
 }

@@ -16,4 +16,5 @@ mod masquerade;
 mod monitor;
 mod nodes_file;
 mod scale;
+mod services;
 mod traffic;
