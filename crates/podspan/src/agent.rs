@@ -16,7 +16,7 @@ use crate::apply::apply;
 use crate::config::{Config, Role};
 use crate::events::{self, Event};
 use crate::look::look;
-use crate::masquerade::PacketFilter;
+use crate::packet_filter::PacketFilter;
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
 

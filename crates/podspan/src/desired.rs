@@ -14,6 +14,7 @@ use podspan_kernel::{IfName, Mac, Prefix, Route, RouteOptions, RouteProtocol};
 use crate::cluster::{Cluster, Node};
 use crate::config::{Config, NodeRole, Role, Routing};
 use crate::conflist;
+use crate::forwarding::Forwarding;
 use crate::masquerade::Masquerade;
 use crate::refusal::{Key, Refusal, Setting};
 
@@ -32,6 +33,8 @@ pub struct Desired {
     pub kept: Kept,
     /// What leaves the cluster under the node's address; none where nothing does.
     pub masquerade: Option<Masquerade>,
+    /// What must not be dropped as the node forwards it; none on a router.
+    pub forwarding: Option<Forwarding>,
     /// The conflist; none on a router, and as long as the MTU is not known.
     pub conflist: Option<ConflistFile>,
 }
@@ -250,6 +253,11 @@ impl<'a> Draft<'a> {
             let path = role.conflist.clone();
             self.desired.conflist = Some(ConflistFile { path, text });
         }
+        let has = |is_ipv4| gateways.iter().any(|net| net.addr().is_ipv4() == is_ipv4);
+        self.desired.forwarding = Some(Forwarding {
+            link: role.bridge.clone(),
+            families: [has(true), has(false)],
+        });
         self.desired.bridge = Some(Bridge {
             name: role.bridge.clone(),
             mac: Mac::of_ip(first.addr()),

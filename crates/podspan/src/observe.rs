@@ -14,7 +14,7 @@ use podspan_kernel::{Address, IfName, Link, Mac, Netlink, Route, RouteProtocol, 
 use crate::config::{Config, Role};
 use crate::conflist;
 use crate::desired::{Desired, Subnet, Underlay};
-use crate::masquerade::{self, PacketFilter};
+use crate::packet_filter::{self, PacketFilter};
 
 /// Where the plugin keeps the allocations: a directory per network, a file per address.
 pub const IPAM: &str = "/run/podspan/ipam";
@@ -64,8 +64,8 @@ pub struct Observed {
     pub allocations: Option<Vec<IpAddr>>,
     /// What is at the conflist's path.
     pub conflist: conflist::Found,
-    /// What is there of our masquerading, or why it cannot be told.
-    pub masquerade: Result<Arc<masquerade::Seen>, podspan_kernel::Error>,
+    /// What is there of ours in the packet filter, or why it cannot be told.
+    pub filter: Result<Arc<packet_filter::Seen>, podspan_kernel::Error>,
 }
 
 impl ObservedBridge {
@@ -166,7 +166,7 @@ pub fn observe(
         sysctls,
         allocations,
         conflist,
-        masquerade: filter.observe(),
+        filter: filter.observe(),
     })
 }
 

@@ -16,9 +16,9 @@ use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
 
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
-use crate::masquerade;
 use crate::observe::{Observed, ObservedBridge};
 use crate::refusal::{Key, Refusal, Setting};
+use crate::{forwarding, masquerade};
 
 /// What is to be done, and what stands in the way.
 #[derive(Debug, Default)]
@@ -70,6 +70,8 @@ pub enum Change {
     RemoveRoute(NamedRoute),
     /// Correct what is masqueraded.
     SetMasquerade(masquerade::Transaction),
+    /// Let through what the node's own filter would drop.
+    SetForwarding(forwarding::Transaction),
     /// Write the conflist.
     WriteConflist {
         /// Where.
@@ -118,6 +120,7 @@ impl fmt::Display for Change {
             Self::ReplaceRoute(route) => write!(f, "ip route replace {route}"),
             Self::RemoveRoute(route) => write!(f, "ip route del {route}"),
             Self::SetMasquerade(transaction) => transaction.fmt(f),
+            Self::SetForwarding(transaction) => transaction.fmt(f),
             Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
         }
     }
@@ -159,6 +162,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     }
     // Before the routes: what a pod sends to a new node must not be masqueraded for the first moment, and so for long.
     draft.masquerade();
+    draft.forwarding();
     draft.routes();
     draft.plan.changes.append(&mut draft.removals);
     draft.conflist();
@@ -272,8 +276,8 @@ impl Draft<'_> {
     /// The addresses of an earlier pod CIDR are masqueraded as long as the bridge has its gateway, and so its last pod.
     fn masquerade(&mut self) {
         let wanted = self.desired.masquerade.as_ref();
-        let seen = match &self.observed.masquerade {
-            Ok(seen) => seen,
+        let seen = match &self.observed.filter {
+            Ok(seen) => &seen.masquerade,
             Err(_) if wanted.is_none() => return,
             Err(why) => {
                 self.plan.refusals.push(Refusal {
@@ -298,6 +302,16 @@ impl Draft<'_> {
         );
         if let Some(transaction) = masquerade::plan(wanted, seen, stays) {
             self.push(Change::SetMasquerade(transaction));
+        }
+    }
+
+    fn forwarding(&mut self) {
+        // Without nftables there is no such drop, or one that nobody can see from here.
+        if let Ok(seen) = &self.observed.filter
+            && let Some(change) =
+                forwarding::plan(self.desired.forwarding.as_ref(), &seen.forwarding)
+        {
+            self.push(Change::SetForwarding(change));
         }
     }
 

@@ -67,6 +67,7 @@ fn desired(node: u8, routes: &BTreeSet<Route>) -> Desired {
         routes: routes.iter().cloned().collect(),
         kept: Kept::default(),
         masquerade: None,
+        forwarding: None,
         conflist: Some(ConflistFile {
             path: "/c".into(),
             text: "ours".to_owned(),
@@ -82,7 +83,7 @@ fn nothing() -> Observed {
         sysctls: BTreeMap::new(),
         allocations: Some(Vec::new()),
         conflist: Found::Absent,
-        masquerade: Ok(Arc::default()),
+        filter: Ok(Arc::default()),
     }
 }
 
@@ -146,7 +147,9 @@ fn model(observed: &mut Observed, change: &Change) {
                 .unwrap();
             observed.routes.remove(at);
         }
-        Change::SetMasquerade(_) => panic!("{change}: nothing is masqueraded here"),
+        Change::SetMasquerade(_) | Change::SetForwarding(_) => {
+            panic!("{change}: nothing is filtered here")
+        }
         Change::WriteConflist { text, .. } => observed.conflist = Found::Ours(text.clone()),
     }
 }

@@ -10,6 +10,7 @@
 )]
 
 mod commands;
+mod forwarding;
 mod keeps;
 mod machine;
 mod masquerade;
