@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::machine::{Agent, Machine, THREE_NODES};
-use crate::traffic::{Place, is_one, nft, seen_as};
+use crate::traffic::{Place, is_one, nft, seen_as, strict_reverse_path};
 
 const OUTSIDE: [&str; 2] = ["172.16.99.1", "fd00:172::99:1"];
 /// Outside of the cluster, and told not to be masqueraded for.
@@ -37,6 +37,7 @@ fn ready(machine: &Machine) -> Agent<'_> {
 fn outside_sees_the_node_and_the_inside_of_the_cluster_sees_the_pod() {
     let machine = Machine::new();
     machine.configure(NO_MASQUERADE);
+    strict_reverse_path();
     let (outside, node2) = (outside(&machine), machine.node2());
     let (far, near) = (outside.server(), node2.server());
     let agent = ready(&machine);

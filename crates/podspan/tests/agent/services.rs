@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 
 use crate::machine::{Agent, Machine, THREE_NODES};
-use crate::traffic::{Place, nft, seen_as};
+use crate::traffic::{Place, nft, seen_as, strict_reverse_path};
 
 /// The Service, its pod on this node and its port; and another whose pod is on node 2.
 const NEAR: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
@@ -126,6 +126,7 @@ fn a_service_leads_from_pod_to_pod_of_one_node_and_to_itself_and_elsewhere_keeps
     for mode in [iptables_mode, nftables_mode] {
         let machine = Machine::new();
         all_bridges_call_iptables(false);
+        strict_reverse_path();
         let node2 = machine.node2();
         let far = node2.server();
         let _agent = ready(&machine, "bridge_netfilter = true\n");

@@ -31,6 +31,11 @@ pub fn nft(commands: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Packets whose answer would leave by another link are dropped on every link of this machine (`rp_filter`, RFC 3704).
+pub fn strict_reverse_path() {
+    std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
+}
+
 /// A network namespace: a pod's, or another machine's.
 pub struct Place {
     netns: Netns,
