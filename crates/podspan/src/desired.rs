@@ -249,7 +249,7 @@ impl<'a> Draft<'a> {
         };
         let mtu = role.mtu.or_else(|| self.uplink_mtu(own));
         if let Some(mtu) = mtu {
-            let text = conflist::text(&role.network, &role.bridge, mtu, &pod_cidrs)?;
+            let text = conflist::text(role, mtu, &pod_cidrs)?;
             let path = role.conflist.clone();
             self.desired.conflist = Some(ConflistFile { path, text });
         }

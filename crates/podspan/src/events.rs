@@ -37,11 +37,12 @@ const WAITING: usize = 16;
 /// How long after a failure a source is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// Starts all sources. `files` are followed through renames of theirs and of the symbolic links on the way.
+/// Starts all sources; others may send events too. `files` are followed through renames of theirs and of the symbolic links
+/// on the way.
 ///
 /// # Errors
 /// No thread, or no signal handler.
-pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
+pub fn start(files: Vec<PathBuf>) -> anyhow::Result<(SyncSender<Event>, Receiver<Event>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("catch signals")?;
     let to_stop = sender.clone();
@@ -64,8 +65,19 @@ pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
         let of_filter = sender.clone();
         spawn("packet filter", move || watch_filter(monitor, &of_filter))?;
     }
-    spawn("files", move || watch_files(&files, &sender))?;
-    Ok(receiver)
+    let of_files = sender.clone();
+    spawn("files", move || watch_files(&files, &of_files))?;
+    Ok((sender, receiver))
+}
+
+/// Waits until somebody wants us to end.
+///
+/// # Errors
+/// No signal handler.
+pub fn wait_for_end() -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("catch signals")?;
+    let _ = signals.forever().next();
+    Ok(())
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -16,9 +16,6 @@ use crate::conflist;
 use crate::desired::{Desired, Subnet, Underlay};
 use crate::packet_filter::{self, PacketFilter};
 
-/// Where the plugin keeps the allocations: a directory per network, a file per address.
-pub const IPAM: &str = "/run/podspan/ipam";
-
 /// The machine's links.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
@@ -145,7 +142,7 @@ pub fn observe(
     (links, filter): (Links, &mut PacketFilter),
 ) -> anyhow::Result<Observed> {
     let allocations = match &config.role {
-        Role::Node(role) => list_allocations(Path::new(IPAM), &role.network).ok(),
+        Role::Node(role) => list_allocations(&role.data_dir, &role.network).ok(),
         Role::Router => None,
     };
     let of_bridge = desired.bridge.iter().flat_map(|bridge| &bridge.sysctls);

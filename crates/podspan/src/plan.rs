@@ -91,6 +91,23 @@ pub struct NamedRoute {
 }
 
 impl Change {
+    /// What it does, in a word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SetSysctl(_) => "set_sysctl",
+            Self::AddBridge { .. } => "add_bridge",
+            Self::SetBridge { .. } => "set_bridge",
+            Self::AddAddress { .. } => "add_address",
+            Self::RemoveAddress { .. } => "remove_address",
+            Self::AddRoute(_) => "add_route",
+            Self::ReplaceRoute(_) => "replace_route",
+            Self::RemoveRoute(_) => "remove_route",
+            Self::SetMasquerade(_) => "set_masquerade",
+            Self::SetForwarding(_) => "set_forwarding",
+            Self::WriteConflist { .. } => "write_conflist",
+        }
+    }
+
     /// True for what a pod's start depends on: after a failure of it the conflist is not written.
     pub fn is_for_pods(&self) -> bool {
         matches!(

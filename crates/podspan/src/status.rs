@@ -3,6 +3,7 @@
 //! Each line that is wrong ends with what mends it. The agent mends most of it by itself; what it cannot mend is what an
 //! operator reads here for.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::conflist;
 use crate::desired::Desired;
+use crate::http::{self, Answer};
 use crate::look::{Look, look};
 use crate::observe::Observed;
 use crate::output::{Output, columns, exit_code};
@@ -90,6 +92,9 @@ fn status(config: &Config) -> anyhow::Result<Status> {
         }
         let look = look_once(config, cluster)?;
         status.describe(&look, cluster);
+    }
+    if let Some(address) = config.operation.listen {
+        status.describe_answer(address, http::ask(address));
     }
     status.right = status.lines.iter().all(|line| line.right);
     Ok(status)
@@ -187,6 +192,20 @@ impl Status {
                 path.display()
             );
             self.wrong(what, format!("mv {rival} {rival}.disabled"));
+        }
+    }
+
+    /// Who answers where the agent should. Silence is no fault: the network is right without the agent.
+    fn describe_answer(&mut self, address: SocketAddr, answer: Answer) {
+        let port = address.port();
+        match answer {
+            Answer::None => {}
+            Answer::Well => self.right(format!("the agent answers on {address}")),
+            Answer::Ill(reason) => self.wrong(format!("the agent is not well: {reason}"), None),
+            Answer::Foreign => self.wrong(
+                format!("somebody else listens on {address}, where metrics and health should be"),
+                format!("ss -ltnp sport = :{port} shows who; or set listen"),
+            ),
         }
     }
 

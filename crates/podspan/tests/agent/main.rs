@@ -16,6 +16,7 @@ mod machine;
 mod masquerade;
 mod monitor;
 mod nodes_file;
+mod operation;
 mod scale;
 mod services;
 mod traffic;
