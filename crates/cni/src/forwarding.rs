@@ -207,13 +207,13 @@ pub fn forget(nft: &mut Nft, batch: &mut Batch, is_gone: impl Fn(&str) -> bool) 
     Ok(())
 }
 
-/// Removes our chain from one of the [`TABLES`], with what leads to it from `FORWARD`; false when it is not there. The
+/// Removes a chain of ours from one of the [`TABLES`], with what leads to it from `FORWARD`; false when it is not there. The
 /// administrator's chain stays.
 ///
 /// # Errors
 /// What the kernel answered; EBUSY when somebody else's rules jump to it.
-pub fn remove(nft: &mut Nft, table: Table<'_>) -> Result<bool> {
-    let [forward, ours] = ["FORWARD", NAME].map(|name| Chain::plain(table, name));
+pub fn remove(nft: &mut Nft, table: Table<'_>, name: &str) -> Result<bool> {
+    let [forward, ours] = ["FORWARD", name].map(|name| Chain::plain(table, name));
     remove_chain(nft, forward, ours)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 use podspan_kernel::{Errno, Error, IfName, Invalid, Netlink, Route, VxlanDevice, sysctl};
 
 use crate::conflist;
-use crate::masquerade::PacketFilter;
+use crate::packet_filter::PacketFilter;
 use crate::plan::{Change, NamedRoute, VxlanLink};
 
 /// Carries out all changes and tells `told` what became of each.
@@ -85,7 +85,8 @@ fn make(netlink: &mut Netlink, filter: &mut PacketFilter, change: &Change) -> an
             netlink.replace_route(&route)?;
         }
         Change::RemoveRoute(NamedRoute { route, .. }) => netlink.remove_route(route)?,
-        Change::SetMasquerade(transaction) => filter.commit(transaction)?,
+        Change::SetMasquerade(transaction) => filter.commit(transaction.batch())?,
+        Change::SetForwarding(transaction) => filter.commit(transaction.batch())?,
         Change::WriteConflist { path, text } => conflist::write(path, text)?,
     }
     Ok(())

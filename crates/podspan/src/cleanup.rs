@@ -181,11 +181,13 @@ impl Cleanup {
             return;
         }
         for table in forwarding::TABLES {
-            let what = format!("nft chain {table} {}", forwarding::NAME);
-            match forwarding::remove(&mut nft, table) {
-                Ok(false) => {}
-                Ok(true) => self.note(what, Ok(())),
-                Err(error) => self.note(what, Err(error.into())),
+            for name in [forwarding::NAME, crate::forwarding::NAME] {
+                let what = format!("nft chain {table} {name}");
+                match forwarding::remove(&mut nft, table, name) {
+                    Ok(false) => {}
+                    Ok(true) => self.note(what, Ok(())),
+                    Err(error) => self.note(what, Err(error.into())),
+                }
             }
         }
     }
@@ -278,6 +280,7 @@ mod tests {
               add rule ip filter FORWARD jump PODSPAN-FORWARD; add rule ip filter FORWARD jump CNI-ADMIN; \
               add rule ip filter PODSPAN-FORWARD jump CNI-ADMIN; \
               add rule ip filter PODSPAN-FORWARD iifname podspan0 accept; \
+              add chain ip filter PODSPAN-AGENT; add rule ip filter FORWARD jump PODSPAN-AGENT; \
               add table ip6 filter; add chain ip6 filter PODSPAN-FORWARD",
         );
 
@@ -293,6 +296,7 @@ mod tests {
             "nft table inet podspan".to_owned(),
             "nft table bridge podspan".to_owned(),
             "nft chain ip filter PODSPAN-FORWARD".to_owned(),
+            "nft chain ip filter PODSPAN-AGENT".to_owned(),
             "nft chain ip6 filter PODSPAN-FORWARD".to_owned(),
             format!("directory {}", run.join("ipam").display()),
         ];

@@ -42,7 +42,7 @@ const VXLAN_NAMES: [&str; 2] = ["podspan-vxlan4", "podspan-vxlan6"];
 
 const AGENT_KEYS: &str = "node, nodes_file, routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
     data_dir, proc_sys, \
-    masquerade, non_masquerade_cidrs, \
+    masquerade, non_masquerade_cidrs, bridge_netfilter, \
     probe, listen, log";
 /// Where metrics and health are served by default.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9470);
@@ -114,6 +114,9 @@ pub struct NodeRole {
     pub masquerade: bool,
     /// What counts as inside of the cluster besides its nodes and their pods.
     pub non_masquerade_cidrs: Vec<Prefix>,
+    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it; none where
+    /// nothing is said.
+    pub bridge_netfilter: Option<bool>,
     /// The ways to the other nodes' pods are tested, and theirs to ours.
     pub probe: bool,
 }
@@ -223,6 +226,7 @@ impl Config {
             data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
             masquerade: fields.take("masquerade", boolean).unwrap_or(true),
             non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
+            bridge_netfilter: fields.take("bridge_netfilter", boolean),
             probe: fields.take("probe", boolean).unwrap_or(true),
         };
         let proc_sys = fields.take("proc_sys", path);

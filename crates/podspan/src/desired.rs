@@ -16,6 +16,7 @@ use podspan_kernel::{IfName, Mac, Prefix, Route, RouteOptions, RouteProtocol};
 use crate::cluster::{Cluster, Node};
 use crate::config::{Config, NodeRole, Role, Routing};
 use crate::conflist;
+use crate::forwarding::Forwarding;
 use crate::masquerade::Masquerade;
 use crate::refusal::{Key, Refusal, Setting};
 
@@ -41,6 +42,8 @@ pub struct Desired {
     pub kept: Kept,
     /// What leaves the cluster under the node's address; none where nothing does.
     pub masquerade: Option<Masquerade>,
+    /// What must not be dropped as the node forwards it; none on a router.
+    pub forwarding: Option<Forwarding>,
     /// The conflist; none on a router, and as long as the MTU is not known.
     pub conflist: Option<ConflistFile>,
 }
@@ -65,6 +68,8 @@ pub struct Bridge {
     pub mtu: Option<u32>,
     /// The gateway of each pod CIDR, with the subnet's length.
     pub gateways: Vec<IpNet>,
+    /// What it forwards passes the filters of IP.
+    pub netfilter: bool,
     /// Its own kernel parameters.
     pub sysctls: Vec<Sysctl>,
 }
@@ -292,10 +297,17 @@ impl<'a> Draft<'a> {
             let path = role.conflist.clone();
             self.desired.conflist = Some(ConflistFile { path, text });
         }
+        let has = |is_ipv4| gateways.iter().any(|net| net.addr().is_ipv4() == is_ipv4);
+        self.desired.forwarding = Some(Forwarding {
+            link: role.bridge.clone(),
+            families: [has(true), has(false)],
+        });
         self.desired.bridge = Some(Bridge {
             name: role.bridge.clone(),
             mac: Mac::of_ip(first.addr()),
             mtu,
+            // A nodes file alone has no Services.
+            netfilter: role.bridge_netfilter.unwrap_or(false),
             sysctls: bridge_sysctls(&role.bridge, &gateways),
             gateways,
         });

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::masquerade;
+use crate::packet_filter;
 
 /// What a source says.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ fn watch_kernel(monitor: Monitor, neighbours_of: &LinkSet, sender: &SyncSender<E
 /// What others do to their own tables, which is much where there is a Service proxy, wakes nobody.
 fn watch_filter(monitor: NftMonitor, sender: &SyncSender<Event>) {
     watch((monitor, NftMonitor::open), sender, |monitor| {
-        monitor.wait(masquerade::matters)
+        monitor.wait(packet_filter::matters)
     });
 }
 

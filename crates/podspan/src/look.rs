@@ -5,8 +5,8 @@ use podspan_kernel::Netlink;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::desired::{Desired, desired};
-use crate::masquerade::PacketFilter;
 use crate::observe::{Observed, observe, observe_links};
+use crate::packet_filter::PacketFilter;
 use crate::plan::{Plan, plan};
 
 /// What a look found.

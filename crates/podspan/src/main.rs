@@ -13,6 +13,7 @@ mod conflist;
 mod desired;
 mod events;
 mod fields;
+mod forwarding;
 mod http;
 mod lab;
 mod list;
@@ -23,6 +24,7 @@ mod metrics;
 mod migrate;
 mod observe;
 mod output;
+mod packet_filter;
 mod plan;
 #[allow(
     unused_imports,

@@ -7,7 +7,6 @@
 //! Surprises: a connection keeps the translation that its first packet got until it ends, whatever is changed here; and the
 //! rules are known by their comments, which change with what they do.
 
-mod filter;
 #[cfg(test)]
 mod tests;
 
@@ -15,12 +14,10 @@ use std::fmt;
 
 use podspan_cni::filter::INET;
 use podspan_kernel::nft::{
-    AddressRange, Base, Batch, Chain, Element, Field, Hook, NatFlag, News, Rule, Set, Type,
-    Verdict, priority,
+    AddressRange, Base, Batch, Chain, Element, Field, Hook, NatFlag, News, Nft, Rule, Set, Type,
+    Value, Verdict, priority,
 };
-use podspan_kernel::{IfName, Prefix};
-
-pub use filter::PacketFilter;
+use podspan_kernel::{IfName, Prefix, Result};
 
 /// What all names of ours in the table begin with.
 const OURS: &str = "agent_";
@@ -138,6 +135,49 @@ pub fn matters(news: &News<'_>) -> bool {
     news.family == INET.family && news.table == INET.name && is_ours
 }
 
+/// Looks at it.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn observe(nft: &mut Nft) -> Result<Seen> {
+    let sets = nft.list_sets(INET)?.into_iter().map(|set| set.name);
+    let mut seen = Seen {
+        sets: sets.filter(|name| name.starts_with(OURS)).collect(),
+        chain: observe_chain(nft)?,
+        ..Seen::default()
+    };
+    for set in [PODS4, PODS6] {
+        seen.pods.extend(nft.list_ranges(&set)?);
+    }
+    for set in [INSIDE4, INSIDE6] {
+        seen.inside.extend(nft.list_ranges(&set)?);
+    }
+    if seen.has(&LINKS) {
+        for element in nft.list_elements(&LINKS)? {
+            if let [Value::IfName(name)] = element.key.as_slice() {
+                seen.links.push(name.clone());
+            }
+        }
+        seen.links.sort();
+    }
+    Ok(seen)
+}
+
+fn observe_chain(nft: &mut Nft) -> Result<SeenChain> {
+    let Some(chain) = nft.find_chain(CHAIN)? else {
+        return Ok(SeenChain::Absent);
+    };
+    if !chain.base.is_some_and(|base| base.stands_as(&BASE)) {
+        return Ok(SeenChain::Elsewhere);
+    }
+    let rules = nft.list_rules(CHAIN)?;
+    let comments = rules.iter().map(|rule| rule.comment.as_deref());
+    Ok(match comments.eq(RULES.map(Some)) {
+        true => SeenChain::Right,
+        false => SeenChain::Changed,
+    })
+}
+
 /// What makes it as desired, or none when it is; nothing is desired where nothing is to be masqueraded. A range that `stays`
 /// is not removed, unless it overlaps with one that is to be added.
 pub fn plan(
@@ -241,7 +281,7 @@ impl Transaction {
     }
 
     /// As the kernel takes it.
-    fn batch(&self) -> Batch {
+    pub fn batch(&self) -> Batch {
         let mut batch = Batch::new();
         for step in &self.0 {
             match step {

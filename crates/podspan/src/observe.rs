@@ -16,7 +16,7 @@ use podspan_kernel::{
 use crate::config::{Config, NodeRole, Role};
 use crate::conflist;
 use crate::desired::{Desired, Subnet, Underlay, VXLAN_ALIAS};
-use crate::masquerade::{self, PacketFilter};
+use crate::packet_filter::{self, PacketFilter};
 
 /// The machine's links.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +46,8 @@ pub struct ObservedBridge {
     pub up: bool,
     /// Its global addresses.
     pub addresses: Vec<IpNet>,
+    /// What it forwards passes the filters of IP; none where the kernel knows no such thing.
+    pub netfilter: Option<bool>,
 }
 
 /// A link that has the name of a VXLAN device of ours.
@@ -90,8 +92,8 @@ pub struct Observed {
     pub allocations: Option<Vec<IpAddr>>,
     /// What is at the conflist's path.
     pub conflist: conflist::Found,
-    /// What is there of our masquerading, or why it cannot be told.
-    pub masquerade: Result<Arc<masquerade::Seen>, podspan_kernel::Error>,
+    /// What is there of ours in the packet filter, or why it cannot be told.
+    pub filter: Result<Arc<packet_filter::Seen>, podspan_kernel::Error>,
 }
 
 impl ObservedBridge {
@@ -153,6 +155,7 @@ fn sort_links(role: Option<&NodeRole>, links: Vec<Link>, addresses: &[Address]) 
                 mtu: link.mtu,
                 up: link.up,
                 addresses: nets,
+                netfilter: link.netfilter,
             });
         } else if !link.alias.is_some_and(|alias| alias.starts_with(MARK)) {
             sorted
@@ -234,7 +237,7 @@ pub fn observe(
         sysctls,
         allocations,
         conflist,
-        masquerade: filter.observe(),
+        filter: filter.observe(),
     })
 }
 

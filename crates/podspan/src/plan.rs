@@ -19,9 +19,9 @@ use podspan_kernel::{FdbEntry, IfName, LinkChange, Mac, Neighbour, Prefix, Route
 
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
-use crate::masquerade;
 use crate::observe::{Observed, ObservedBridge};
 use crate::refusal::{Key, Refusal, Setting};
+use crate::{forwarding, masquerade};
 
 /// What is to be done, and what stands in the way.
 #[derive(Debug, Default)]
@@ -117,6 +117,8 @@ pub enum Change {
     RemoveRoute(NamedRoute),
     /// Correct what is masqueraded.
     SetMasquerade(masquerade::Transaction),
+    /// Let through what the node's own filter would drop.
+    SetForwarding(forwarding::Transaction),
     /// Write the conflist.
     WriteConflist {
         /// Where.
@@ -169,6 +171,7 @@ impl Change {
             Self::ReplaceRoute(_) => "replace_route",
             Self::RemoveRoute(_) => "remove_route",
             Self::SetMasquerade(_) => "set_masquerade",
+            Self::SetForwarding(_) => "set_forwarding",
             Self::WriteConflist { .. } => "write_conflist",
         }
     }
@@ -240,6 +243,7 @@ impl fmt::Display for Change {
             Self::ReplaceRoute(route) => write!(f, "ip route replace {route}"),
             Self::RemoveRoute(route) => write!(f, "ip route del {route}"),
             Self::SetMasquerade(transaction) => transaction.fmt(f),
+            Self::SetForwarding(transaction) => transaction.fmt(f),
             Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
         }
     }
@@ -297,6 +301,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     // Before the routes: what a pod sends to a new node must not be masqueraded for the first moment, and so for long.
     draft.masquerade();
     draft.tunnels();
+    draft.forwarding();
     draft.routes();
     draft.stale_tunnels();
     draft.plan.changes.append(&mut draft.removals);
@@ -366,6 +371,8 @@ impl Draft<'_> {
                 let change = LinkChange {
                     alias: Some(BRIDGE_ALIAS),
                     mtu: bridge.mtu,
+                    // A new one does without.
+                    netfilter: Some(true).filter(|_| bridge.netfilter),
                     ..LinkChange::default()
                 };
                 self.push(Change::SetBridge {
@@ -399,9 +406,12 @@ impl Draft<'_> {
             alias: (seen.alias.as_deref() != Some(BRIDGE_ALIAS)).then_some(BRIDGE_ALIAS),
             mtu: bridge.mtu.filter(|mtu| *mtu != seen.mtu),
             mac: Some(bridge.mac).filter(|_| !self.is_mac_right(bridge, seen)),
+            netfilter: Some(bridge.netfilter)
+                .filter(|wanted| seen.netfilter.is_some_and(|seen| seen != *wanted)),
             ..LinkChange::default()
         };
-        if change.up || change.alias.is_some() || change.mtu.is_some() || change.mac.is_some() {
+        let is_link = change.up || change.alias.is_some() || change.mtu.is_some();
+        if is_link || change.mac.is_some() || change.netfilter.is_some() {
             let name = bridge.name.clone();
             self.push(Change::SetBridge { name, change });
         }
@@ -437,14 +447,19 @@ impl Draft<'_> {
     /// The addresses of an earlier pod CIDR are masqueraded as long as the bridge has its gateway, and so its last pod.
     fn masquerade(&mut self) {
         let wanted = self.desired.masquerade.as_ref();
-        let seen = match &self.observed.masquerade {
-            Ok(seen) => seen,
+        let seen = match &self.observed.filter {
+            Ok(seen) => &seen.masquerade,
             Err(_) if wanted.is_none() => return,
             Err(why) => {
-                let fix = format!(
-                    "{why}; the kernel needs nf_tables with nft_masq and nft_nat, or set masquerade = false"
-                );
-                return self.refuse(Key::Plain("masquerade"), "true", fix);
+                self.plan.refusals.push(Refusal {
+                    file: self.desired.config_file.clone(),
+                    key: "masquerade".to_owned(),
+                    value: "true".to_owned(),
+                    fix: format!(
+                        "{why}; the kernel needs nf_tables and nft_masq, or set it to false"
+                    ),
+                });
+                return;
             }
         };
         let addresses = self.observed.bridge.iter().flat_map(|seen| &seen.addresses);
@@ -458,6 +473,16 @@ impl Draft<'_> {
         );
         if let Some(transaction) = masquerade::plan(wanted, seen, stays) {
             self.push(Change::SetMasquerade(transaction));
+        }
+    }
+
+    fn forwarding(&mut self) {
+        // Without nftables there is no such drop, or one that nobody can see from here.
+        if let Ok(seen) = &self.observed.filter
+            && let Some(change) =
+                forwarding::plan(self.desired.forwarding.as_ref(), &seen.forwarding)
+        {
+            self.push(Change::SetForwarding(change));
         }
     }
 

@@ -16,9 +16,9 @@ use crate::conflist;
 use crate::desired::{Desired, Tunnel};
 use crate::http::{self, Answer};
 use crate::look::{Look, look};
-use crate::masquerade::PacketFilter;
 use crate::observe::Observed;
 use crate::output::{Output, columns, exit_code};
+use crate::packet_filter::PacketFilter;
 use crate::plan::{Change, Plan};
 use crate::registry::Registry;
 
@@ -172,7 +172,7 @@ impl Status {
         }
         let is_masquerade = |change: &Change| matches!(change, Change::SetMasquerade(_));
         if let (Some(masquerade), false) = (&desired.masquerade, changes.iter().any(is_masquerade))
-            && observed.masquerade.is_ok()
+            && observed.filter.is_ok()
         {
             let ranges = masquerade.inside.len();
             self.right(format!(
@@ -316,6 +316,10 @@ fn describe_change(change: &Change, observed: &Observed) -> String {
         Change::ReplaceRoute(route) => format!("route {route} leads elsewhere"),
         Change::RemoveRoute(route) => format!("route {route} is left over"),
         Change::SetMasquerade(_) => "masquerading is not as it should be".to_owned(),
+        Change::SetForwarding(_) => {
+            "what the node forwards is dropped, or no longer, and the rule for pods is not as it should be"
+                .to_owned()
+        }
         Change::WriteConflist { path, .. } => {
             format!("conflist {} is missing or outdated", path.display())
         }

@@ -41,6 +41,7 @@ fn node1(routing: Routing) -> Config {
         data_dir: crate::config::DATA_DIR.into(),
         masquerade: true,
         non_masquerade_cidrs: Vec::new(),
+        bridge_netfilter: None,
         probe: true,
     };
     config(Role::Node(role))

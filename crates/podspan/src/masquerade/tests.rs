@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const STAYS_NOTHING: (fn(AddressRange) -> bool, fn(AddressRange) -> bool) = (|_| false, |_| false);
+type Stays = fn(AddressRange) -> bool;
+const STAYS_NOTHING: (Stays, Stays) = (|_| false, |_| false);
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
@@ -247,18 +248,18 @@ fn what_is_printed_does_what_is_done() {
     let _ns = TestNs::new();
     let mut listings = Vec::new();
     for typed in [false, true] {
-        let mut filter = PacketFilter::default();
+        let mut nft_of_ours = Nft::open().unwrap();
         nft(&["add table inet podspan"]);
         for desired in &desires {
-            let seen = filter.observe().unwrap();
+            let seen = observe(&mut nft_of_ours).unwrap();
             let transaction = plan(desired.as_ref(), &seen, STAYS_NOTHING).unwrap();
             if typed {
                 nft_types(&transaction);
             } else {
-                filter.commit(&transaction).unwrap();
+                nft_of_ours.commit(transaction.batch()).unwrap();
             }
             listings.push(nft(&["list ruleset"]));
-            let seen = filter.observe().unwrap();
+            let seen = observe(&mut nft_of_ours).unwrap();
             assert_eq!(
                 plan(desired.as_ref(), &seen, STAYS_NOTHING),
                 None,
@@ -279,13 +280,13 @@ fn whatever_somebody_takes_away_is_seen_and_comes_back_and_the_rest_of_the_table
     nft(&["add table inet podspan; add set inet podspan masquerade4 { type ipv4_addr; }"]);
     nft(&["add chain inet podspan postrouting { type nat hook postrouting priority 100; }"]);
     let desired = masquerade(&["10.244.1.0/24"], &["10.244.2.0/24"]);
-    let mut filter = PacketFilter::default();
+    let mut nft_of_ours = Nft::open().unwrap();
     let mut settle = |what: &str| {
-        let seen = filter.observe().unwrap();
+        let seen = observe(&mut nft_of_ours).unwrap();
         let transaction = plan(Some(&desired), &seen, STAYS_NOTHING);
         let transaction = transaction.unwrap_or_else(|| panic!("{what}: nobody noticed"));
-        filter.commit(&transaction).unwrap();
-        let seen = filter.observe().unwrap();
+        nft_of_ours.commit(transaction.batch()).unwrap();
+        let seen = observe(&mut nft_of_ours).unwrap();
         assert_eq!(plan(Some(&desired), &seen, STAYS_NOTHING), None, "{what}");
     };
     settle("begin");

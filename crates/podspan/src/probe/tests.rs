@@ -1,29 +1,17 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{NodeRole, Operation, Routing};
+use crate::config::Routing;
 use crate::desired::{Subnet, Underlay, desired};
-use crate::log::Format;
 use crate::registry;
 
 fn config(routing: Routing) -> Config {
-    Config {
-        file: "agent.toml".into(),
-        nodes_file: "nodes.toml".into(),
-        role: Role::Node(NodeRole {
-            name: "node1".into(),
-            routing,
-            network: "podspan".parse().unwrap(),
-            bridge: "podspan0".parse().unwrap(),
-            mtu: Some(1400),
-            conflist: "/c/10.conflist".into(),
-            probe: true,
-        }),
-        operation: Operation {
-            listen: None,
-            log: Format::Text,
-        },
+    let content = "mtu = 1400\nlisten = 'off'";
+    let mut config = Config::parse_agent(Path::new("agent.toml"), content, "node1").unwrap();
+    if let Role::Node(role) = &mut config.role {
+        role.routing = routing;
     }
+    config
 }
 
 fn targets_of(config: &Config) -> Targets {
