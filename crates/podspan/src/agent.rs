@@ -1,6 +1,6 @@
 //! The loop of the agent and of the router: look, change what differs, wait.
 //!
-//! An event only says *look again*. Everything that this process knows besides is the last good nodes file; so it can be
+//! An event only says *look again*. Everything that this process knows besides is the last good list of nodes; so it can be
 //! killed, upgraded and restarted at any time, and a start on a machine that is right changes nothing. It never removes
 //! anything when it ends.
 
@@ -15,7 +15,9 @@ use podspan_kernel::Netlink;
 use crate::apply::apply;
 use crate::config::{Config, Role};
 use crate::events::{self, Event};
+use crate::kubernetes::Report;
 use crate::look::look;
+use crate::refusal::{Refusal, Source};
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
 
@@ -31,15 +33,15 @@ const PACE: Duration = Duration::from_millis(200);
 /// # Errors
 /// No netlink socket, or no thread; never because of what it meets later.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    let mut files = vec![config.nodes_file.clone()];
+    let mut files: Vec<_> = config.registry.file().into_iter().collect();
     if let Role::Node(role) = &config.role {
         files.push(role.conflist.clone());
     }
-    let events = events::start(files)?;
+    let (sender, events) = events::start(files)?;
     let mut agent = Agent {
         config,
         netlink: Netlink::open()?,
-        registry: Registry::new(&config.nodes_file),
+        registry: Registry::follow(&config.registry, &sender)?,
         told: Told::default(),
     };
     log(format_args!(
@@ -97,41 +99,54 @@ impl Agent<'_> {
     /// One look, and the changes that it asks for; tells what is new.
     fn sync(&mut self) {
         self.registry.look();
-        let mut problems: BTreeSet<String> = BTreeSet::new();
-        problems.extend(self.registry.problem().map(str::to_owned));
-        problems.extend(
-            self.registry
-                .refusals()
-                .iter()
-                .map(|refusal| format!("refused: {refusal}")),
-        );
+        // Of this machine, and not of the registry: what the API is told of it.
+        let mut here: BTreeSet<String> = BTreeSet::new();
+        let mut ready = false;
         let mut made = Lines::default();
         if let Some(cluster) = self.registry.cluster() {
             match look(&mut self.netlink, self.config, cluster) {
                 Ok(look) => {
-                    problems.extend(
-                        look.plan
-                            .refusals
-                            .iter()
-                            .map(|refusal| format!("refused: {refusal}")),
-                    );
+                    ready = look.is_ready_for_pods();
+                    here.extend(look.plan.refusals.iter().map(refused));
                     apply(
                         &mut self.netlink,
                         &look.plan.changes,
                         |change, outcome| match outcome {
                             Ok(()) => made.push(change),
-                            Err(error) => drop(problems.insert(format!("{error:#}"))),
+                            Err(error) => drop(here.insert(format!("{error:#}"))),
                         },
                     );
                 }
-                Err(error) => drop(problems.insert(format!("{error:#}"))),
+                Err(error) => drop(here.insert(format!("{error:#}"))),
             }
         }
+        let mut problems: BTreeSet<String> = self.registry.problems().map(str::to_owned).collect();
+        problems.extend(self.registry.refusals().iter().map(refused));
+        problems.extend(here.iter().cloned());
+        self.report(ready, here);
         let lines = made.finish("changes made");
         for line in lines.into_iter().chain(self.told.lines(problems)) {
             log(format_args!("{line}"));
         }
     }
+
+    /// A Node that is refused is told of by its own agent, not by all.
+    fn report(&self, ready: bool, mut problems: BTreeSet<String>) {
+        if let Role::Node(role) = &self.config.role {
+            let own = Source::NodeObject(&role.name).to_string();
+            let refusals = self.registry.refusals().iter();
+            problems.extend(
+                refusals
+                    .filter(|refusal| refusal.source == own)
+                    .map(refused),
+            );
+            self.registry.report(Report { ready, problems });
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> String {
+    format!("refused: {refusal}")
 }
 
 fn describe(role: &Role) -> String {

@@ -47,7 +47,7 @@ fn conflist_path(config: Option<&Path>) -> anyhow::Result<PathBuf> {
     if config.is_none() && !Path::new(config::AGENT_FILE).exists() {
         return Ok(config::CONFLIST.into());
     }
-    match Config::read(config::RoleName::Node, config)?.role {
+    match Config::read(config::RoleName::Node, config, None)?.role {
         Role::Node(role) => Ok(role.conflist),
         Role::Router => Ok(config::CONFLIST.into()),
     }

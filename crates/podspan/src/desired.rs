@@ -13,7 +13,7 @@ use podspan_kernel::{IfName, Mac, Prefix, Route, RouteOptions, RouteProtocol};
 use crate::cluster::{Cluster, Node};
 use crate::config::{Config, NodeRole, Role, Routing};
 use crate::conflist;
-use crate::refusal::{Key, Refusal, Setting};
+use crate::refusal::{Key, Refusal, Setting, Source};
 
 /// What this machine should be.
 #[derive(Debug, Clone, Default)]
@@ -120,9 +120,18 @@ pub fn desired(
 }
 
 fn unknown_node(config: &Config, role: &NodeRole, cluster: &Cluster) -> Refusal {
+    let own = cluster.unready.iter().find(|node| node.name == role.name);
+    if let Some(unready) = own {
+        return Refusal {
+            source: Source::NodeObject(&role.name).to_string(),
+            key: unready.lacks.to_owned(),
+            value: String::new(),
+            fix: "is not there yet; nothing is changed until it is".to_owned(),
+        };
+    }
     config.setting(Key::Plain("node"), &role.name).refuse(format!(
         "{} has no usable entry of that name; add one, or set node to a name that is there; nothing is changed",
-        cluster.file.display()
+        cluster.origin
     ))
 }
 

@@ -29,16 +29,19 @@ pub enum Event {
     SourceFailed(String),
 }
 
+/// Where sources send to.
+pub type Sender = SyncSender<Event>;
+
 /// How many events wait at the most.
 const WAITING: usize = 16;
 /// How long after a failure a source is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// Starts all sources. `files` are followed through renames of theirs and of the symbolic links on the way.
+/// Starts all sources, and gives what further ones send to. `files` are followed through renames of theirs and of the symbolic links on the way.
 ///
 /// # Errors
 /// No thread, or no signal handler.
-pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
+pub fn start(files: Vec<PathBuf>) -> anyhow::Result<(Sender, Receiver<Event>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("catch signals")?;
     let to_stop = sender.clone();
@@ -56,8 +59,9 @@ pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
     let monitor = Monitor::open()?;
     let of_kernel = sender.clone();
     spawn("kernel", move || watch_kernel(monitor, &of_kernel))?;
-    spawn("files", move || watch_files(&files, &sender))?;
-    Ok(receiver)
+    let of_files = sender.clone();
+    spawn("files", move || watch_files(&files, &of_files))?;
+    Ok((sender, receiver))
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

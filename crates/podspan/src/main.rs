@@ -11,6 +11,7 @@ mod conflist;
 mod desired;
 mod events;
 mod fields;
+mod kubernetes;
 mod lab;
 mod list;
 mod look;
@@ -69,6 +70,9 @@ struct ConfigFile {
     /// The configuration [default: /etc/podspan/agent.toml, for the router router.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// This node's name, in the place of the configuration's
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", hide_env_values = true)]
+    node: Option<String>,
 }
 
 #[derive(Args)]
@@ -107,7 +111,8 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
 
 impl ConfigFile {
     fn read(&self, role: RoleName) -> anyhow::Result<Config> {
-        Config::read(role, self.config.as_deref())
+        let node = self.node.as_deref().filter(|name| !name.is_empty());
+        Config::read(role, self.config.as_deref(), node)
     }
 }
 

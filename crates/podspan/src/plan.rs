@@ -16,7 +16,7 @@ use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
 use crate::observe::{Observed, ObservedBridge};
-use crate::refusal::{Key, Refusal, Setting};
+use crate::refusal::{Key, Refusal, Setting, Source};
 
 /// What is to be done, and what stands in the way.
 #[derive(Debug, Default)]
@@ -323,10 +323,10 @@ impl Draft<'_> {
     }
 
     fn refuse(&mut self, key: Key<'_>, value: &str, fix: String) {
-        let file = &self.desired.config_file;
+        let source = Source::File(&self.desired.config_file);
         self.plan
             .refusals
-            .push(Setting { value, file, key }.refuse(fix));
+            .push(Setting { value, source, key }.refuse(fix));
     }
 }
 

@@ -1,7 +1,8 @@
 use std::path::Path;
 
 use super::*;
-use crate::registry;
+use crate::config::RegistryConfig;
+use crate::registry::nodes_file;
 
 const NODES: &str = r#"
     [[nodes]]
@@ -19,7 +20,9 @@ const NODES: &str = r#"
 "#;
 
 fn cluster(content: &str) -> Cluster {
-    registry::parse(Path::new("nodes.toml"), content).unwrap().0
+    nodes_file::parse(Path::new("nodes.toml"), content)
+        .unwrap()
+        .0
 }
 
 fn node1(routing: Routing) -> Config {
@@ -37,7 +40,7 @@ fn node1(routing: Routing) -> Config {
 fn config(role: Role) -> Config {
     Config {
         file: "agent.toml".into(),
-        nodes_file: "nodes.toml".into(),
+        registry: RegistryConfig::File("nodes.toml".into()),
         role,
     }
 }

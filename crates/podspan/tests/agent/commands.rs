@@ -16,8 +16,8 @@ fn a_bad_configuration_is_refused_with_everything_that_is_wrong_in_it() {
         let file = machine.path("agent.toml").display().to_string();
         let expected = format!(
             "podspan: {file}: mtu = 5: must be a number from 1280 to 65535\n\
-             {file}: brigde = \"br0\": no such key; there are node, nodes_file, routing, cluster_cidrs, routers, \
-             network, bridge, mtu, conflist\n"
+             {file}: brigde = \"br0\": no such key; there are node, registry, nodes_file, kubeconfig, \
+             allocate_pod_cidrs, node_prefix_lengths, routing, cluster_cidrs, routers, network, bridge, mtu, conflist\n"
         );
         assert_eq!(printed, expected);
     }
