@@ -17,6 +17,7 @@ mod nfnetlink;
 pub mod nft;
 mod qdisc;
 mod route;
+pub mod socket;
 pub mod start;
 pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]

@@ -1,11 +1,12 @@
 //! The loop of the agent and of the router: look, change what differs, wait.
 //!
-//! An event only says *look again*. Everything that this process knows besides is the last good nodes file; so it can be
+//! An event only says *look again*. Everything that this process knows besides is the last good list of nodes; so it can be
 //! killed, upgraded and restarted at any time, and a start on a machine that is right changes nothing. It never removes
 //! anything when it ends.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -13,14 +14,24 @@ use anyhow::bail;
 use podspan_kernel::{LinkSet, Netlink};
 
 use crate::apply::apply;
+use crate::beside;
+use crate::board::{Board, Report, Usage};
 use crate::config::{Config, Role};
+use crate::conflist;
 use crate::events::{self, Event};
-use crate::look::look;
+use crate::kubernetes;
+use crate::log::{Fact, Log};
+use crate::look::{Look, look};
+use crate::metrics::{Kind, Metrics};
+use crate::packet_filter::PacketFilter;
+use crate::plan::Change;
+use crate::probe;
+use crate::refusal::{Refusal, Source};
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
 
 /// Looks at the latest after this time, whatever the sources say.
-const PERIOD: Duration = Duration::from_secs(10);
+pub const PERIOD: Duration = Duration::from_secs(10);
 /// What comes this soon after an event belongs to it.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Between the begins of two looks, at the least: a storm of events costs five looks a second.
@@ -31,20 +42,29 @@ const PACE: Duration = Duration::from_millis(200);
 /// # Errors
 /// No netlink socket, or no thread; never because of what it meets later.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    let mut files = vec![config.nodes_file.clone()];
+    let mut files: Vec<_> = config.registry.file().into_iter().collect();
     if let Role::Node(role) = &config.role {
         files.push(role.conflist.clone());
     }
+    let log = Log {
+        format: config.operation.log,
+    };
     let tunnels = LinkSet::default();
-    let events = events::start(files, tunnels.clone())?;
+    let (sender, events) = events::start(files, tunnels.clone())?;
+    let board = Arc::new(Board::new());
+    let registry = Registry::follow(&config.registry, &sender)?;
+    beside::start(config, &board, sender)?;
     let mut agent = Agent {
         config,
         netlink: Netlink::open()?,
-        registry: Registry::new(&config.nodes_file),
+        filter: PacketFilter::default(),
+        registry,
         tunnels,
         told: Told::default(),
+        board,
+        log,
     };
-    log(format_args!(
+    log.say(format_args!(
         "started as {} with {}",
         describe(&config.role),
         config.file.display()
@@ -52,10 +72,10 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     loop {
         let begin = Instant::now();
         agent.sync();
-        match wait(&events, begin)? {
+        match wait(&events, begin, log)? {
             Wake::Look => {}
             Wake::Stop => {
-                log(format_args!("stopped; the network stays as it is"));
+                log.say("stopped; the network stays as it is");
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -68,7 +88,7 @@ enum Wake {
 }
 
 /// Waits for an event, then until it has settled and the pace allows the next look.
-fn wait(events: &Receiver<Event>, begin: Instant) -> anyhow::Result<Wake> {
+fn wait(events: &Receiver<Event>, begin: Instant, log: Log) -> anyhow::Result<Wake> {
     let mut until = begin + PERIOD;
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -77,10 +97,10 @@ fn wait(events: &Receiver<Event>, begin: Instant) -> anyhow::Result<Wake> {
             Ok(Event::Look) => until = until.min((Instant::now() + SETTLE).max(begin + PACE)),
             Ok(Event::Stop) => return Ok(Wake::Stop),
             Ok(Event::SourceFailed(why)) => {
-                log(format_args!(
-                    "{why}; looking every {} s meanwhile",
-                    PERIOD.as_secs()
-                ));
+                let period = PERIOD.as_secs();
+                log.tell(&Fact::Problem(format!(
+                    "{why}; looking every {period} s meanwhile"
+                )));
             }
             Err(RecvTimeoutError::Timeout) => return Ok(Wake::Look),
             Err(RecvTimeoutError::Disconnected) => bail!("all sources of events ended"),
@@ -91,55 +111,167 @@ fn wait(events: &Receiver<Event>, begin: Instant) -> anyhow::Result<Wake> {
 struct Agent<'a> {
     config: &'a Config,
     netlink: Netlink,
+    filter: PacketFilter,
     registry: Registry,
     /// The VXLAN devices, whose neighbours somebody else may change.
     tunnels: LinkSet,
     told: Told,
+    board: Arc<Board>,
+    log: Log,
+}
+
+/// What a look found out and did.
+#[derive(Default)]
+struct Found {
+    /// What is wrong on this machine, and not in the registry.
+    here: BTreeSet<String>,
+    /// Pods have all that they need, and had before anything was changed.
+    ready: bool,
+    /// The changes that were made.
+    made: Lines,
+    /// How many values are refused.
+    refusals: usize,
+    report: Report,
 }
 
 impl Agent<'_> {
     /// One look, and the changes that it asks for; tells what is new.
     fn sync(&mut self) {
+        let begin = Instant::now();
+        self.board.look_begins();
         self.registry.look();
-        let mut problems: BTreeSet<String> = BTreeSet::new();
-        problems.extend(self.registry.problem().map(str::to_owned));
-        problems.extend(
-            self.registry
-                .refusals()
-                .iter()
-                .map(|refusal| format!("refused: {refusal}")),
-        );
-        let mut made = Lines::default();
-        if let Some(cluster) = self.registry.cluster() {
-            match look(&mut self.netlink, self.config, cluster) {
-                Ok(look) => {
-                    if let Some((_, observed)) = &look.both {
-                        let tunnels = observed.tunnels.iter();
-                        self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
-                    }
-                    problems.extend(
-                        look.plan
-                            .refusals
-                            .iter()
-                            .map(|refusal| format!("refused: {refusal}")),
-                    );
-                    apply(
-                        &mut self.netlink,
-                        &look.plan.changes,
-                        |change, outcome| match outcome {
-                            Ok(()) => made.push(change),
-                            Err(error) => drop(problems.insert(format!("{error:#}"))),
-                        },
-                    );
-                }
-                Err(error) => drop(problems.insert(format!("{error:#}"))),
-            }
+        let mut found = Found {
+            refusals: self.registry.refusals().len(),
+            ..Found::default()
+        };
+        if let Err(error) = self.look_and_change(&mut found) {
+            self.board.metrics.look_failures.inc();
+            found.report.unready.push(format!("{error:#}"));
+            found.here.insert(format!("{error:#}"));
         }
-        let lines = made.finish("changes made");
-        for line in lines.into_iter().chain(self.told.lines(problems)) {
-            log(format_args!("{line}"));
+        self.tell(found, begin);
+    }
+
+    fn look_and_change(&mut self, found: &mut Found) -> anyhow::Result<()> {
+        let Some(cluster) = self.registry.cluster() else {
+            let problems = self.registry.problems().map(str::to_owned);
+            found.report.unready.extend(problems);
+            return Ok(());
+        };
+        let metrics = &self.board.metrics;
+        metrics.nodes.set(count(cluster.nodes.len()));
+        let look = look(&mut self.netlink, &mut self.filter, self.config, cluster)?;
+        if let Some((desired, observed)) = &look.both {
+            let tunnels = observed.tunnels.iter();
+            self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
+            let last = self.board.last_targets();
+            let targets = probe::targets(self.config, cluster, desired, &last);
+            self.board.set_targets(targets);
+        }
+        found.note(self.config, &look, metrics);
+        let at = (&mut self.netlink, &mut self.filter);
+        found.make(at, &look.plan.changes, metrics);
+        metrics.look_succeeded();
+        Ok(())
+    }
+
+    /// To the log, to whoever asks for metrics and health, and to the registry, where that wants to know.
+    fn tell(&mut self, mut found: Found, begin: Instant) {
+        found.here.extend(self.board.problems());
+        let full = found.report.pod_cidrs.iter().filter_map(Usage::problem);
+        found.here.extend(full);
+        let mut problems: BTreeSet<String> = self.registry.problems().map(str::to_owned).collect();
+        problems.extend(self.registry.refusals().iter().map(refused));
+        problems.extend(found.here.iter().cloned());
+        let metrics = &self.board.metrics;
+        metrics.looks.inc();
+        metrics.problems.set(count(problems.len()));
+        metrics.refusals.set(count(found.refusals));
+        metrics.look_duration.observe(begin.elapsed().as_secs_f64());
+        self.board.pin(found.report);
+        self.report(found.ready, found.here);
+        let made = found.made.finish("changes made", Fact::Made);
+        for fact in made.into_iter().chain(self.told.facts(problems)) {
+            self.log.tell(&fact);
         }
     }
+
+    /// A Node that is refused is told of by its own agent, not by all.
+    fn report(&self, ready: bool, mut problems: BTreeSet<String>) {
+        if let Role::Node(role) = &self.config.role {
+            let own = Source::NodeObject(&role.name).to_string();
+            let refusals = self.registry.refusals().iter();
+            let of_own = refusals.filter(|refusal| refusal.source == own);
+            problems.extend(of_own.map(refused));
+            self.registry.report(kubernetes::Report { ready, problems });
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> String {
+    format!("refused: {refusal}")
+}
+
+impl Found {
+    /// Notes what a look says of this machine.
+    fn note(&mut self, config: &Config, look: &Look, metrics: &Metrics) {
+        self.refusals += look.plan.refusals.len();
+        self.here.extend(look.plan.refusals.iter().map(refused));
+        self.ready = look.is_ready_for_pods();
+        self.report.unready = what_pods_lack(config, look);
+        if let Some((desired, observed)) = &look.both {
+            metrics.routes.set(count(desired.routes.len()));
+            let gateways = desired.bridge.iter().flat_map(|bridge| &bridge.gateways);
+            let allocations = observed.allocations.as_deref().unwrap_or_default();
+            self.report.pod_cidrs = Usage::of(gateways, allocations);
+        }
+    }
+
+    /// Makes the changes, and notes what became of them.
+    fn make(
+        &mut self,
+        at: (&mut Netlink, &mut PacketFilter),
+        changes: &[Change],
+        metrics: &Metrics,
+    ) {
+        apply(at, changes, |change, outcome| {
+            let kind = Kind {
+                kind: change.kind(),
+            };
+            match outcome {
+                Ok(()) => {
+                    metrics.changes.get_or_create(&kind).inc();
+                    self.made.push(change);
+                }
+                Err(error) => {
+                    metrics.change_failures.get_or_create(&kind).inc();
+                    if change.is_for_pods() || matches!(change, Change::WriteConflist { .. }) {
+                        self.report.unready.push(format!("{error:#}"));
+                    }
+                    self.here.insert(format!("{error:#}"));
+                }
+            }
+        });
+    }
+}
+
+/// Why this machine is not even meant to have pods now; nothing where it is, and on a router, which never has any.
+fn what_pods_lack(config: &Config, look: &Look) -> Vec<String> {
+    let refused = || look.plan.refusals.iter().map(ToString::to_string).collect();
+    match (&config.role, &look.both) {
+        (_, None) => refused(),
+        (Role::Node(_), Some((desired, observed)))
+            if desired.conflist.is_none()
+                || matches!(observed.conflist, conflist::Found::Foreign(_)) =>
+        {
+            refused()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn describe(role: &Role) -> String {
@@ -147,10 +279,4 @@ fn describe(role: &Role) -> String {
         Role::Node(role) => format!("node {}", role.name),
         Role::Router => "router".to_owned(),
     }
-}
-
-/// To stderr, without a time, which the journal adds. That nobody reads it must not end us.
-fn log(line: std::fmt::Arguments<'_>) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

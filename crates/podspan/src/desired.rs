@@ -10,12 +10,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use podspan_kernel::nft::AddressRange;
 use podspan_kernel::{IfName, Mac, Prefix, Route, RouteOptions, RouteProtocol};
 
 use crate::cluster::{Cluster, Node};
 use crate::config::{Config, NodeRole, Role, Routing};
 use crate::conflist;
-use crate::refusal::{Key, Refusal, Setting};
+use crate::forwarding::Forwarding;
+use crate::masquerade::Masquerade;
+use crate::refusal::{Key, Refusal, Setting, Source};
 
 pub use tunnel::Tunnel;
 
@@ -37,6 +40,10 @@ pub struct Desired {
     pub routes: Vec<Route>,
     /// What stays as it is although it is not among the above.
     pub kept: Kept,
+    /// What leaves the cluster under the node's address; none where nothing does.
+    pub masquerade: Option<Masquerade>,
+    /// What must not be dropped as the node forwards it; none on a router.
+    pub forwarding: Option<Forwarding>,
     /// The conflist; none on a router, and as long as the MTU is not known.
     pub conflist: Option<ConflistFile>,
 }
@@ -61,6 +68,8 @@ pub struct Bridge {
     pub mtu: Option<u32>,
     /// The gateway of each pod CIDR, with the subnet's length.
     pub gateways: Vec<IpNet>,
+    /// What it forwards passes the filters of IP.
+    pub netfilter: bool,
     /// Its own kernel parameters.
     pub sysctls: Vec<Sysctl>,
 }
@@ -129,9 +138,18 @@ pub fn desired(
 }
 
 fn unknown_node(config: &Config, role: &NodeRole, cluster: &Cluster) -> Refusal {
+    let own = cluster.unready.iter().find(|node| node.name == role.name);
+    if let Some(unready) = own {
+        return Refusal {
+            source: Source::NodeObject(&role.name).to_string(),
+            key: unready.lacks.to_owned(),
+            value: String::new(),
+            fix: "is not there yet; nothing is changed until it is".to_owned(),
+        };
+    }
     config.setting(Key::Plain("node"), &role.name).refuse(format!(
         "{} has no usable entry of that name; add one, or set node to a name that is there; nothing is changed",
-        cluster.file.display()
+        cluster.origin
     ))
 }
 
@@ -196,6 +214,7 @@ impl<'a> Draft<'a> {
         let cluster = self.cluster;
         self.forward(&own.pod_cidrs);
         self.bridge(role, own)?;
+        self.masquerade(role, own);
         let mut tunnels = self.tunnels(role, own);
         let others = || cluster.nodes.iter().filter(|node| node.entry != own.entry);
         match &role.routing {
@@ -283,18 +302,37 @@ impl<'a> Draft<'a> {
             uplink.map(|mtu| mtu.saturating_sub(tunnel::overhead(role, own)))
         });
         if let Some(mtu) = mtu {
-            let text = conflist::text(&role.network, &role.bridge, mtu, &pod_cidrs)?;
+            let text = conflist::text(role, mtu, &pod_cidrs)?;
             let path = role.conflist.clone();
             self.desired.conflist = Some(ConflistFile { path, text });
         }
+        let has = |is_ipv4| gateways.iter().any(|net| net.addr().is_ipv4() == is_ipv4);
+        self.desired.forwarding = Some(Forwarding {
+            link: role.bridge.clone(),
+            families: [has(true), has(false)],
+        });
         self.desired.bridge = Some(Bridge {
             name: role.bridge.clone(),
             mac: Mac::of_ip(first.addr()),
             mtu,
+            // A nodes file alone has no Services.
+            netfilter: role.bridge_netfilter,
             sysctls: bridge_sysctls(&role.bridge, &gateways),
             gateways,
         });
         Ok(())
+    }
+
+    fn masquerade(&mut self, role: &NodeRole, own: &Node) {
+        if role.masquerade {
+            let nodes = &self.cluster.nodes;
+            let pods = nodes.iter().flat_map(|node| &node.pod_cidrs);
+            let pods = pods.chain(&role.non_masquerade_cidrs);
+            let addresses = nodes.iter().flat_map(|node| &node.addresses);
+            let inside = pods.copied().map(AddressRange::from);
+            let inside = inside.chain(addresses.copied().map(AddressRange::from));
+            self.desired.masquerade = Some(Masquerade::of(&role.bridge, &own.pod_cidrs, inside));
+        }
     }
 
     /// The smallest MTU of the links that have an address of this node.
@@ -472,6 +510,16 @@ impl Kept {
             || route
                 .next_hop
                 .is_some_and(|ip| self.next_hops.binary_search(&ip).is_ok())
+    }
+
+    /// True for a range that something refused names.
+    pub fn has_range(&self, range: AddressRange) -> bool {
+        let ip = (range.first() == range.last()).then_some(range.first());
+        ip.is_some_and(|ip| self.next_hops.binary_search(&ip).is_ok())
+            || self
+                .destinations
+                .iter()
+                .any(|prefix| AddressRange::from(*prefix) == range)
     }
 
     /// True for an address of a node that is refused.

@@ -16,9 +16,7 @@ use podspan_kernel::{
 use crate::config::{Config, NodeRole, Role};
 use crate::conflist;
 use crate::desired::{Desired, Subnet, Underlay, VXLAN_ALIAS};
-
-/// Where the plugin keeps the allocations: a directory per network, a file per address.
-pub const IPAM: &str = "/run/podspan/ipam";
+use crate::packet_filter::{self, PacketFilter};
 
 /// The machine's links.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +46,8 @@ pub struct ObservedBridge {
     pub up: bool,
     /// Its global addresses.
     pub addresses: Vec<IpNet>,
+    /// What it forwards passes the filters of IP; none where the kernel knows no such thing.
+    pub netfilter: Option<bool>,
 }
 
 /// A link that has the name of a VXLAN device of ours.
@@ -94,6 +94,8 @@ pub struct Observed {
     pub allocations: Option<Vec<IpAddr>>,
     /// What is at the conflist's path.
     pub conflist: conflist::Found,
+    /// What is there of ours in the packet filter, or why it cannot be told.
+    pub filter: Result<Arc<packet_filter::Seen>, podspan_kernel::Error>,
 }
 
 impl ObservedBridge {
@@ -155,6 +157,7 @@ fn sort_links(role: Option<&NodeRole>, links: Vec<Link>, addresses: &[Address]) 
                 mtu: link.mtu,
                 up: link.up,
                 addresses: nets,
+                netfilter: link.netfilter,
             });
         } else if !link.alias.is_some_and(|alias| alias.starts_with(MARK)) {
             sorted
@@ -201,7 +204,7 @@ pub fn observe(
     netlink: &mut Netlink,
     config: &Config,
     desired: &Desired,
-    mut links: Links,
+    (mut links, filter): (Links, &mut PacketFilter),
 ) -> anyhow::Result<Observed> {
     for tunnel in &mut links.tunnels {
         let wanted = desired
@@ -214,7 +217,7 @@ pub fn observe(
         }
     }
     let allocations = match &config.role {
-        Role::Node(role) => list_allocations(Path::new(IPAM), &role.network).ok(),
+        Role::Node(role) => list_allocations(&role.data_dir, &role.network).ok(),
         Role::Router => None,
     };
     let of_bridge = desired.bridge.iter().flat_map(|bridge| &bridge.sysctls);
@@ -237,6 +240,7 @@ pub fn observe(
         sysctls,
         allocations,
         conflist,
+        filter: filter.observe(),
     })
 }
 

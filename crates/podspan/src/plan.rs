@@ -14,12 +14,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podspan_cni::attachment::BRIDGE_ALIAS;
+use podspan_kernel::nft::AddressRange;
 use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
 
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
 use crate::observe::{Observed, ObservedBridge};
-use crate::refusal::{Key, Refusal, Setting};
+use crate::refusal::{Key, Refusal, Setting, Source};
+use crate::{forwarding, masquerade};
 
 pub use tunnel::{NewVxlan, VxlanStep};
 
@@ -78,6 +80,10 @@ pub enum Change {
     ReplaceRoute(NamedRoute),
     /// Remove a route.
     RemoveRoute(NamedRoute),
+    /// Correct what is masqueraded.
+    SetMasquerade(masquerade::Transaction),
+    /// Let through what the node's own filter would drop.
+    SetForwarding(forwarding::Transaction),
     /// Write the conflist.
     WriteConflist {
         /// Where.
@@ -97,6 +103,24 @@ pub struct NamedRoute {
 }
 
 impl Change {
+    /// What it does, in a word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SetSysctl(_) => "set_sysctl",
+            Self::AddBridge { .. } => "add_bridge",
+            Self::Vxlan { step, .. } => step.kind(),
+            Self::SetBridge { .. } => "set_bridge",
+            Self::AddAddress { .. } => "add_address",
+            Self::RemoveAddress { .. } => "remove_address",
+            Self::AddRoute(_) => "add_route",
+            Self::ReplaceRoute(_) => "replace_route",
+            Self::RemoveRoute(_) => "remove_route",
+            Self::SetMasquerade(_) => "set_masquerade",
+            Self::SetForwarding(_) => "set_forwarding",
+            Self::WriteConflist { .. } => "write_conflist",
+        }
+    }
+
     /// True for what a pod's start depends on: after a failure of it the conflist is not written.
     pub fn is_for_pods(&self) -> bool {
         matches!(
@@ -126,6 +150,8 @@ impl fmt::Display for Change {
             Self::AddRoute(route) => write!(f, "ip route add {route}"),
             Self::ReplaceRoute(route) => write!(f, "ip route replace {route}"),
             Self::RemoveRoute(route) => write!(f, "ip route del {route}"),
+            Self::SetMasquerade(transaction) => transaction.fmt(f),
+            Self::SetForwarding(transaction) => transaction.fmt(f),
             Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
         }
     }
@@ -168,7 +194,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     if let Some(bridge) = &desired.bridge {
         draft.bridge(bridge);
     }
+    // Before the routes: what a pod sends to a new node must not be masqueraded for the first moment, and so for long.
+    draft.masquerade();
     draft.tunnels();
+    draft.forwarding();
     draft.routes();
     draft.stale_tunnels();
     draft.plan.changes.append(&mut draft.removals);
@@ -243,6 +272,8 @@ impl Draft<'_> {
                 let change = LinkChange {
                     alias: Some(BRIDGE_ALIAS),
                     mtu: bridge.mtu,
+                    // A new one does without.
+                    netfilter: Some(true).filter(|_| bridge.netfilter),
                     ..LinkChange::default()
                 };
                 self.push(Change::SetBridge {
@@ -276,9 +307,12 @@ impl Draft<'_> {
             alias: (seen.alias.as_deref() != Some(BRIDGE_ALIAS)).then_some(BRIDGE_ALIAS),
             mtu: bridge.mtu.filter(|mtu| *mtu != seen.mtu),
             mac: Some(bridge.mac).filter(|_| !self.is_mac_right(bridge, seen)),
+            netfilter: Some(bridge.netfilter)
+                .filter(|wanted| seen.netfilter.is_some_and(|seen| seen != *wanted)),
             ..LinkChange::default()
         };
-        if change.up || change.alias.is_some() || change.mtu.is_some() || change.mac.is_some() {
+        let is_link = change.up || change.alias.is_some() || change.mtu.is_some();
+        if is_link || change.mac.is_some() || change.netfilter.is_some() {
             let name = bridge.name.clone();
             self.push(Change::SetBridge { name, change });
         }
@@ -308,6 +342,42 @@ impl Draft<'_> {
                 self.removals
                     .push(Change::RemoveAddress { link, net: *net });
             }
+        }
+    }
+
+    /// The addresses of an earlier pod CIDR are masqueraded as long as the bridge has its gateway, and so its last pod.
+    fn masquerade(&mut self) {
+        let wanted = self.desired.masquerade.as_ref();
+        let seen = match &self.observed.filter {
+            Ok(seen) => &seen.masquerade,
+            Err(_) if wanted.is_none() => return,
+            Err(why) => {
+                let fix =
+                    format!("{why}; the kernel needs nf_tables and nft_masq, or set it to false");
+                return self.refuse(Key::Plain("masquerade"), "true", fix);
+            }
+        };
+        let addresses = self.observed.bridge.iter().flat_map(|seen| &seen.addresses);
+        let subnets: Vec<AddressRange> = addresses
+            .map(|net| Prefix::containing(*net).into())
+            .collect();
+        let kept = &self.desired.kept;
+        let stays = (
+            |pods: AddressRange| subnets.contains(&pods) || kept.has_range(pods),
+            |inside: AddressRange| kept.has_range(inside),
+        );
+        if let Some(transaction) = masquerade::plan(wanted, seen, stays) {
+            self.push(Change::SetMasquerade(transaction));
+        }
+    }
+
+    fn forwarding(&mut self) {
+        // Without nftables there is no such drop, or one that nobody can see from here.
+        if let Ok(seen) = &self.observed.filter
+            && let Some(change) =
+                forwarding::plan(self.desired.forwarding.as_ref(), &seen.forwarding)
+        {
+            self.push(Change::SetForwarding(change));
         }
     }
 
@@ -408,10 +478,10 @@ impl Draft<'_> {
     }
 
     fn refuse(&mut self, key: Key<'_>, value: &str, fix: String) {
-        let file = &self.desired.config_file;
+        let source = Source::File(&self.desired.config_file);
         self.plan
             .refusals
-            .push(Setting { value, file, key }.refuse(fix));
+            .push(Setting { value, source, key }.refuse(fix));
     }
 }
 

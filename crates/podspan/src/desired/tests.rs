@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::VxlanRole;
-use crate::registry;
+use crate::config::{Operation, RegistryConfig, VxlanRole};
+use crate::log::Format;
+use crate::registry::nodes_file;
 
 const NODES: &str = r#"
     [[nodes]]
@@ -20,7 +21,9 @@ const NODES: &str = r#"
 "#;
 
 fn cluster(content: &str) -> Cluster {
-    registry::parse(Path::new("nodes.toml"), content).unwrap().0
+    nodes_file::parse(Path::new("nodes.toml"), content)
+        .unwrap()
+        .0
 }
 
 fn node1(routing: Routing) -> Config {
@@ -37,6 +40,11 @@ fn node1(routing: Routing) -> Config {
         bridge: "podspan0".parse().unwrap(),
         mtu: None,
         conflist: "/c/10.conflist".into(),
+        data_dir: crate::config::DATA_DIR.into(),
+        masquerade: true,
+        non_masquerade_cidrs: Vec::new(),
+        bridge_netfilter: false,
+        probe: true,
     };
     config(Role::Node(role))
 }
@@ -44,8 +52,13 @@ fn node1(routing: Routing) -> Config {
 fn config(role: Role) -> Config {
     Config {
         file: "agent.toml".into(),
-        nodes_file: "nodes.toml".into(),
+        proc_sys: crate::config::PROC_SYS.into(),
+        registry: RegistryConfig::File("nodes.toml".into()),
         role,
+        operation: Operation {
+            listen: None,
+            log: Format::Text,
+        },
     }
 }
 

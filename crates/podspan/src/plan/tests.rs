@@ -63,11 +63,14 @@ fn desired(node: u8, routes: &BTreeSet<Route>) -> Desired {
             mac: mac(node),
             mtu: Some(1500),
             gateways: vec![gateway(node), "fd00:10:244:1::1/64".parse().unwrap()],
+            netfilter: false,
             sysctls: vec![sysctl("net/ipv6/conf/podspan0/accept_dad", "0")],
         }),
         tunnels: Vec::new(),
         routes: routes.iter().cloned().collect(),
         kept: Kept::default(),
+        masquerade: None,
+        forwarding: None,
         conflist: Some(ConflistFile {
             path: "/c".into(),
             text: "ours".to_owned(),
@@ -84,6 +87,7 @@ fn nothing() -> Observed {
         sysctls: BTreeMap::new(),
         allocations: Some(Vec::new()),
         conflist: Found::Absent,
+        filter: Ok(Arc::default()),
     }
 }
 
@@ -115,6 +119,7 @@ fn model(observed: &mut Observed, change: &Change) {
             let bridge = observed.bridge.as_mut().unwrap();
             bridge.alias = change.alias.map(str::to_owned).or(bridge.alias.take());
             bridge.mac = change.mac.or(bridge.mac);
+            bridge.netfilter = change.netfilter.or(bridge.netfilter);
             bridge.mtu = change.mtu.unwrap_or(bridge.mtu);
             bridge.up |= change.up;
         }
@@ -147,6 +152,9 @@ fn model(observed: &mut Observed, change: &Change) {
                 .position(|have| have == route)
                 .unwrap();
             observed.routes.remove(at);
+        }
+        Change::SetMasquerade(_) | Change::SetForwarding(_) => {
+            panic!("{change}: nothing is filtered here")
         }
         Change::WriteConflist { text, .. } => observed.conflist = Found::Ours(text.clone()),
         of_tunnel => tunnels::model(observed, of_tunnel),
@@ -207,6 +215,7 @@ prop_compose! {
                 mtu: if mtu { 1500 } else { 1400 },
                 up,
                 addresses: gateways.into_iter().map(gateway).collect(),
+                netfilter: Some(mtu),
             }),
             sysctls: sysctl.map(|on| ("net/ipv4/ip_forward".to_owned(), u8::from(on).to_string())).into_iter().collect(),
             conflist: [Found::Absent, Found::Ours("ours".to_owned()), Found::Ours("old".to_owned())][conflist].clone(),
@@ -354,6 +363,30 @@ fn a_mac_address_that_somebody_else_set_is_corrected() {
 }
 
 #[test]
+fn our_bridge_calls_the_filters_of_ip_where_that_is_wanted_and_the_kernel_can() {
+    let mut wanted = desired(1, &BTreeSet::new());
+    wanted.bridge.as_mut().unwrap().netfilter = true;
+    for (seen, on, expected) in [
+        (
+            Some(false),
+            true,
+            &["ip link set podspan0 type bridge nf_call_iptables 1 nf_call_ip6tables 1"][..],
+        ),
+        (
+            Some(true),
+            false,
+            &["ip link set podspan0 type bridge nf_call_iptables 0 nf_call_ip6tables 0"][..],
+        ),
+        (Some(true), true, &[]),
+        (None, true, &[]),
+    ] {
+        wanted.bridge.as_mut().unwrap().netfilter = on;
+        let observed = with_bridge(|bridge| bridge.netfilter = seen);
+        assert_eq!(texts(&plan(&wanted, &observed)), expected);
+    }
+}
+
+#[test]
 fn the_mac_address_of_an_earlier_gateway_stays_while_there_are_pods() {
     let mut observed = with_bridge(|bridge| bridge.mac = Some(mac(9)));
     observed.allocations = Some(vec!["10.244.9.7".parse().unwrap()]);
@@ -396,6 +429,7 @@ fn a_bridge_of_somebody_else_gets_addresses_and_nothing_else() {
                 mtu: 9000,
                 addresses: vec!["192.0.2.1/24".parse().unwrap()],
                 kind: bridge.kind.take(),
+                netfilter: Some(true),
             };
         });
         let expected = [

@@ -52,6 +52,22 @@ pub struct NewVxlan {
 }
 
 impl VxlanStep {
+    /// What it does, in a word for metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Make(_) => "add_vxlan",
+            Self::Remake(_) => "replace_vxlan",
+            Self::Correct(_) | Self::SetSysctl(_) => "set_vxlan",
+            Self::Remove => "remove_vxlan",
+            Self::AddAddress(_) => "add_vxlan_address",
+            Self::RemoveAddress(_) => "remove_vxlan_address",
+            Self::SetEntry(_) => "set_fdb_entry",
+            Self::RemoveEntry(_) => "remove_fdb_entry",
+            Self::SetNeighbour(_) => "set_neighbour",
+            Self::RemoveNeighbour(_) => "remove_neighbour",
+        }
+    }
+
     /// As the command that a person would type.
     pub(super) fn fmt(&self, f: &mut fmt::Formatter<'_>, link: &IfName) -> fmt::Result {
         match self {
