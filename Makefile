@@ -89,7 +89,8 @@ debian-packages:
 debian-packages-runtimes:
 	@tools/need ip:iproute2 nft:nftables iptables:iptables containerd:containerd runc:runc podman:podman \
 	  /usr/lib/cni/portmap:containernetworking-plugins busybox:busybox-static python3:python3 \
-	  protoc:protobuf-compiler /usr/lib/python3/dist-packages/grpc:python3-grpcio
+	  protoc:protobuf-compiler /usr/lib/python3/dist-packages/grpc:python3-grpcio \
+	  /usr/lib/python3/dist-packages/yaml:python3-yaml
 debian-packages-bench: debian-packages
 	@tools/need tc:iproute2 iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 debian-packages-instructions:

@@ -7,13 +7,16 @@ import json
 import os
 import socket
 import socketserver
+import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 
 # How long anything may take before it counts as hanging, in seconds.
 PATIENCE = 20
 LIBC = ctypes.CDLL(None, use_errno=True)
+FOREIGN_TABLE = "table inet foreign { chain input { type filter hook input priority 0; policy accept; }; }"
 
 
 def set_read_only(path, is_read_only):
@@ -24,6 +27,28 @@ def set_read_only(path, is_read_only):
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     if LIBC.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, attributes, size) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+
+
+def add_what_is_foreign():
+    """Things of somebody else's that a node may have: nothing here may ever change them."""
+    run("ip link add foreign0 up type bridge")
+    run("ip addr add 198.51.100.1/24 dev foreign0")
+    run("ip link add pod0 type veth peer name pod1")
+    run("ip route add 203.0.113.0/24 via 198.51.100.2 proto static")
+    restart_firewall()
+
+
+def restart_firewall():
+    """What a restart of nftables.service does: all rules go, whosever they are, and the administrator's come back."""
+    run(["nft", f"flush ruleset; {FOREIGN_TABLE}"])
+
+
+def assert_foreign_is_there(case):
+    """Everything of `add_what_is_foreign`, in the test case's words."""
+    case.assertEqual(ip("addr show foreign0")[0]["addr_info"][0]["local"], "198.51.100.1")
+    case.assertEqual(ip("link show pod0")[0]["ifname"], "pod0")
+    case.assertEqual(ip("route show 203.0.113.0/24")[0]["gateway"], "198.51.100.2")
+    run("nft list chain inet foreign input")
 
 
 def run(command):
@@ -52,6 +77,16 @@ def addresses(interface, netns=None):
     """The global addresses of an interface that are in use, IPv4 first."""
     infos = ip(f"addr show {interface}", netns)[0]["addr_info"]
     return [info["local"] for info in infos if info["scope"] == "global" and not info.get("tentative")]
+
+
+def ports_of(bridge, netns=None):
+    return [name for name, link in links(netns).items() if link.get("master") == bridge]
+
+
+def addresses_in(directory):
+    """Those that have an owner on disk: the files named by an address, sorted."""
+    names = [file.name for file in directory.iterdir()] if directory.exists() else []
+    return sorted(name for name in names if name.count(".") == 3 or ":" in name)
 
 
 def within(netns, function):
@@ -93,6 +128,12 @@ def ask(address, port):
         raise
     name, _, seen = answer.split("\r\n\r\n")[-1].strip().splitlines()[-1].partition(" saw ")
     return name, seen.removeprefix("[").removesuffix("]").removeprefix("::ffff:")
+
+
+def http(url):
+    """The body; the server's certificate is not looked at."""
+    with urllib.request.urlopen(url, timeout=PATIENCE, context=ssl._create_unverified_context()) as answer:
+        return answer.read().decode()
 
 
 class Answer(socketserver.BaseRequestHandler):

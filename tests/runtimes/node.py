@@ -15,13 +15,17 @@ import unittest
 
 import isolation
 from image import write_image
-from machine import PATIENCE, Answering, addresses, fetch, ip, links, run, seen_by, set_read_only, within
+from machine import (
+    PATIENCE, Answering, add_what_is_foreign, addresses, addresses_in, assert_foreign_is_there, fetch, ip, links, ports_of,
+    restart_firewall, run, seen_by, set_read_only, within,
+)
 
 # The cgroup that all containers belong in; it is removed in the end.
 CGROUP = "/" + os.environ[isolation.CGROUP]
 # All that the tests make is under it, on tmpfs.
 HOME = pathlib.Path("/run/node")
 IMAGE_ARCHIVE = HOME / "web.tar"
+TOOL_IMAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "tools/image"
 # CNI's executables, as /opt/cni/bin on a real node.
 PLUGINS = HOME / "plugins"
 # Debian's containernetworking-plugins, and those of them that the runtimes run here.
@@ -30,7 +34,6 @@ REFERENCE_NAMES = ["bandwidth", "bridge", "firewall", "host-local", "loopback", 
 OUTSIDE = "/run/netns/outside"
 NODE_ADDRESSES = ["192.0.2.1", "2001:db8::1"]
 OUTSIDE_ADDRESSES = ["192.0.2.2", "2001:db8::2"]
-FOREIGN_TABLE = "table inet foreign { chain input { type filter hook input priority 0; policy accept; }; }"
 
 
 def prepare(executables, reference):
@@ -40,6 +43,7 @@ def prepare(executables, reference):
         pathlib.Path(directory).mkdir(parents=True)
     install_plugins(executables / "podspan-cni", reference)
     write_image(IMAGE_ARCHIVE)
+    os.environ |= {"PODSPAN_BIN": str(executables), "TMPDIR": str(HOME)}
 
     run("ip netns add outside")
     run("ip link add uplink0 type veth peer name uplink0 netns outside")
@@ -49,11 +53,14 @@ def prepare(executables, reference):
         run(f"ip {namespace} addr add {addresses[0]}/24 dev uplink0")
         run(f"ip {namespace} addr add {addresses[1]}/64 dev uplink0 nodad")
         run(f"ip {namespace} link set uplink0 up")
-    run("ip link add foreign0 up type bridge")
-    run("ip addr add 198.51.100.1/24 dev foreign0")
-    run("ip link add pod0 type veth peer name pod1")
-    run("ip route add 203.0.113.0/24 via 198.51.100.2 proto static")
-    restart_firewall()
+    add_what_is_foreign()
+
+
+def write_podspan_image(name):
+    """What `make image` makes, under our home. It wants static executables, as `make build` leaves them."""
+    path = HOME / name
+    run([TOOL_IMAGE, os.environ["PODSPAN_BIN"], path, "localhost/podspan:0.1.0"])
+    return path
 
 
 def protect_the_machine():
@@ -76,22 +83,14 @@ def install_plugins(podspan_cni, reference):
             shutil.copy2(REFERENCE_PLUGINS / name, PLUGINS)
 
 
-def restart_firewall():
-    """What a restart of nftables.service does: all rules go, whosever they are, and the administrator's come back."""
-    run(["nft", f"flush ruleset; {FOREIGN_TABLE}"])
-
-
 class Case(unittest.TestCase):
     """One case on the node. What is somebody else's survives it."""
 
     longMessage = True
 
     def tearDown(self):
-        self.assertEqual(ip("addr show foreign0")[0]["addr_info"][0]["local"], "198.51.100.1")
-        self.assertEqual(ip("link show pod0")[0]["ifname"], "pod0")
-        self.assertEqual(ip("route show 203.0.113.0/24")[0]["gateway"], "198.51.100.2")
+        assert_foreign_is_there(self)
         self.assertEqual(ip("route show default"), [])
-        run("nft list chain inet foreign input")
 
     def assert_served(self, by, address, port=80, netns=None, seen_from=None):
         """Asked in `netns` (the node's without one), `by` answers at `address`, and saw the asker at `seen_from`."""
@@ -130,16 +129,6 @@ class Case(unittest.TestCase):
         while not predicate():
             self.assertLess(time.monotonic(), deadline, f"not within {PATIENCE} s: {what}")
             time.sleep(0.02)
-
-
-def ports_of(bridge):
-    return [name for name, link in links().items() if link.get("master") == bridge]
-
-
-def addresses_in(directory):
-    """Those that have an owner on disk: the files named by an address, sorted."""
-    names = [file.name for file in directory.iterdir()] if directory.exists() else []
-    return sorted(name for name in names if name.count(".") == 3 or ":" in name)
 
 
 def ruleset():

@@ -76,4 +76,8 @@ volumeMounts:
     mountPath: /etc/cni/net.d
   - name: run
     mountPath: /run/podspan
+  {{- with .Values.dataDir }}
+  - name: data
+    mountPath: {{ . }}
+  {{- end }}
 {{- end }}

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::names::{IfName, Mac};
 use crate::netlink::{Message, Netlink};
 use crate::netns::Netns;
+use crate::vxlan::{Vxlan, read_vxlan};
 
 /// `IFLA_BRPORT_STATE` (linux/if_link.h).
 const IFLA_BRPORT_STATE: u16 = 1;
@@ -57,6 +58,8 @@ pub struct Link {
     pub tx_queue_length: u32,
     /// For a bridge: what it does about VLANs.
     pub vlans: BridgeVlans,
+    /// For a VXLAN device: what it is.
+    pub vxlan: Option<Vxlan>,
     /// For a bridge: see [`LinkChange::netfilter`]; none where the kernel knows no such thing.
     pub netfilter: Option<bool>,
 }
@@ -136,7 +139,8 @@ pub struct LinkChange<'a> {
     /// For a bridge: what it forwards passes the filters of IP too, as `net.bridge.bridge-nf-call-iptables` makes all bridges
     /// do. Without effect as long as the kernel has not loaded `br_netfilter`.
     pub netfilter: Option<bool>,
-    /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
+    /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none. On a link that is no
+    /// port, before it is set up: in one request the kernel sets it up first (`do_setlink`).
     pub no_link_local: bool,
 }
 
@@ -529,6 +533,7 @@ fn read_link(message: LinkMessage) -> Link {
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         tx_queue_length: 0,
         vlans: BridgeVlans::default(),
+        vxlan: None,
         netfilter: None,
         isolated: false,
     };
@@ -551,6 +556,7 @@ fn read_link(message: LinkMessage) -> Link {
                     link.vlans = read_vlans(&bridge);
                     link.netfilter = read_netfilter(&bridge);
                 }
+                LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(read_vxlan(&data)),
                 _ => {}
             }),
             _ => {}

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use podspan_kernel::Netlink;
+use podspan_kernel::{LinkSet, Netlink};
 
 use crate::apply::apply;
 use crate::beside;
@@ -24,6 +24,7 @@ use crate::look::{Look, look};
 use crate::metrics::{Kind, Metrics};
 use crate::packet_filter::PacketFilter;
 use crate::plan::Change;
+use crate::probe;
 use crate::refusal::Refusal;
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
@@ -47,7 +48,8 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let log = Log {
         format: config.operation.log,
     };
-    let (sender, events) = events::start(files)?;
+    let tunnels = LinkSet::default();
+    let (sender, events) = events::start(files, tunnels.clone())?;
     let board = Arc::new(Board::new());
     beside::start(config, &board, sender)?;
     let mut agent = Agent {
@@ -55,6 +57,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         netlink: Netlink::open()?,
         filter: PacketFilter::default(),
         registry: Registry::new(&config.nodes_file),
+        tunnels,
         told: Told::default(),
         board,
         log,
@@ -108,6 +111,8 @@ struct Agent<'a> {
     netlink: Netlink,
     filter: PacketFilter,
     registry: Registry,
+    /// The VXLAN devices, whose neighbours somebody else may change.
+    tunnels: LinkSet,
     told: Told,
     board: Arc<Board>,
     log: Log,
@@ -141,6 +146,13 @@ impl Agent<'_> {
             Some(cluster) => {
                 match look(&mut self.netlink, &mut self.filter, self.config, cluster) {
                     Ok(look) => {
+                        if let Some((desired, observed)) = &look.both {
+                            let tunnels = observed.tunnels.iter();
+                            self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
+                            let last = self.board.last_targets();
+                            let targets = probe::targets(self.config, cluster, desired, &last);
+                            self.board.set_targets(targets);
+                        }
                         metrics.nodes.set(count(cluster.nodes.len()));
                         found.note(self.config, &look, metrics);
                         let at = (&mut self.netlink, &mut self.filter);

@@ -13,6 +13,7 @@ use crate::board::Board;
 use crate::config::Config;
 use crate::events::Event;
 use crate::http;
+use crate::probe;
 
 /// Starts the thread. What it finds out it pins to the board, and then asks the loop to look.
 ///
@@ -25,13 +26,17 @@ pub fn start(config: &Config, board: &Arc<Board>, events: SyncSender<Event>) -> 
         .context("start the async runtime")?;
     let listen = config.operation.listen;
     let board = Arc::clone(board);
-    let work = async move {
-        // That the loop has events waiting is as good: it looks.
-        let news = || drop(events.try_send(Event::Look));
-        if let Some(address) = listen {
-            http::serve(address, board, news).await;
+    // That the loop has events waiting is as good: it looks.
+    let news = move || drop(events.try_send(Event::Look));
+    let serve = {
+        let (board, news) = (Arc::clone(&board), news.clone());
+        async move {
+            if let Some(address) = listen {
+                http::serve(address, board, news).await;
+            }
         }
     };
+    let work = async move { tokio::join!(serve, probe::run(board, news)) };
     let thread = thread::Builder::new().name("beside".to_owned());
     thread
         .spawn(move || runtime.block_on(work))

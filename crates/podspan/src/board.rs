@@ -14,6 +14,7 @@ use podspan_kernel::Prefix;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
+use crate::probe::{Failing, Targets};
 
 /// What both sides see.
 #[derive(Debug)]
@@ -24,8 +25,20 @@ pub struct Board {
     report: watch::Sender<Arc<Report>>,
     /// What went wrong on the other thread, told by the loop.
     problems: watch::Sender<BTreeSet<String>>,
+    /// The ways that the other thread tests, and what it found out.
+    targets: watch::Sender<Arc<Targets>>,
+    probed: watch::Sender<Probed>,
     /// What is counted.
     pub metrics: Metrics,
+}
+
+/// What the tests of other nodes found out.
+#[derive(Debug, Clone, Default)]
+pub struct Probed {
+    /// The ways that fail.
+    pub failing: Arc<Failing>,
+    /// The same as lines to log.
+    pub problems: BTreeSet<String>,
 }
 
 /// What the loop says after a look.
@@ -63,6 +76,8 @@ impl Board {
             look_began: AtomicU64::new(0),
             report: watch::Sender::new(Arc::new(report)),
             problems: watch::Sender::new(BTreeSet::new()),
+            targets: watch::Sender::new(Arc::default()),
+            probed: watch::Sender::new(Probed::default()),
             metrics: Metrics::default(),
         }
     }
@@ -101,9 +116,44 @@ impl Board {
         })
     }
 
-    /// The problems of the thread beside the loop.
+    /// The problems that the thread beside the loop has, and those that it found out.
     pub fn problems(&self) -> BTreeSet<String> {
-        self.problems.borrow().clone()
+        let mut problems = self.problems.borrow().clone();
+        problems.extend(self.probed.borrow().problems.iter().cloned());
+        problems
+    }
+
+    /// Says which ways to other nodes there are to test.
+    pub fn set_targets(&self, targets: Targets) {
+        self.targets.send_if_modified(|last| {
+            let is_new = **last != targets;
+            if is_new {
+                *last = Arc::new(targets);
+            }
+            is_new
+        });
+    }
+
+    /// The ways to test, as the loop said last.
+    pub fn last_targets(&self) -> Arc<Targets> {
+        Arc::clone(&self.targets.borrow())
+    }
+
+    /// The ways to test, now and whenever they change.
+    pub fn targets(&self) -> watch::Receiver<Arc<Targets>> {
+        let mut targets = self.targets.subscribe();
+        targets.mark_changed();
+        targets
+    }
+
+    /// Says what the tests found out.
+    pub fn set_probed(&self, probed: Probed) {
+        self.probed.send_replace(probed);
+    }
+
+    /// The ways that fail.
+    pub fn failing(&self) -> Arc<Failing> {
+        Arc::clone(&self.probed.borrow().failing)
     }
 }
 

@@ -4,6 +4,7 @@
 //! program does not start, and what runs goes on running. Nothing here looks at the node.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -28,9 +29,18 @@ pub const PROC_SYS: &str = "/proc/sys";
 /// Where the nodes file is by default.
 const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
-const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
+const MTU: RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+/// The VXLAN network identifier by default: our number (that of our routes' protocol), so that flannel's device, which has
+/// 1, can stand beside ours while a cluster moves.
+const VXLAN_VNI: u32 = 112;
+/// The UDP port of VXLAN by default: Linux's own. The registered one, 4789, is that of virtual switches below many virtual
+/// machines, which take such packets for their own.
+const VXLAN_PORT: u16 = 8472;
+/// The VXLAN devices, by the family of their underlay: IPv4, IPv6.
+const VXLAN_NAMES: [&str; 2] = ["podspan-vxlan4", "podspan-vxlan6"];
+
+const AGENT_KEYS: &str = "node, nodes_file, routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
     data_dir, proc_sys, \
     masquerade, non_masquerade_cidrs, bridge_netfilter, \
     probe, listen, log";
@@ -88,6 +98,8 @@ pub struct NodeRole {
     pub name: String,
     /// How pods of other nodes are reached.
     pub routing: Routing,
+    /// What VXLAN devices are like, where there are any.
+    pub vxlan: Box<VxlanRole>,
     /// The name of the pod network.
     pub network: NetworkName,
     /// The bridge's name.
@@ -109,11 +121,36 @@ pub struct NodeRole {
     pub probe: bool,
 }
 
+/// What all nodes must agree on to send each other packets through VXLAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanRole {
+    /// The devices' names: over IPv4, over IPv6.
+    pub names: [IfName; 2],
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// Takes packets of other nodes also when it sends none itself.
+    pub accept: bool,
+}
+
+impl VxlanRole {
+    /// The name of the device over the underlay that has this address.
+    pub fn name(&self, local: IpAddr) -> &IfName {
+        let [v4, v6] = &self.names;
+        if local.is_ipv4() { v4 } else { v6 }
+    }
+}
+
 /// How pods of other nodes are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Routing {
+    /// Directly where the other node is on a connected subnet, through VXLAN elsewhere.
+    Auto,
     /// A route per other node, through its address.
     Direct,
+    /// Through VXLAN: a route, a neighbour and an entry of the forwarding table per other node.
+    Vxlan,
     /// One route per family for the whole cluster, through a router.
     Router {
         /// The ranges that hold all pod CIDRs.
@@ -173,6 +210,7 @@ impl Config {
                 .take("node", node_name)
                 .unwrap_or(host_name.to_owned()),
             routing,
+            vxlan: Box::new(take_vxlan(&mut fields)?),
             network: match fields.take("network", text) {
                 Some(name) => name,
                 None => default("podspan")?,
@@ -181,7 +219,7 @@ impl Config {
                 Some(name) => name,
                 None => default("podspan0")?,
             },
-            mtu: fields.take("mtu", mtu),
+            mtu: fields.take("mtu", number(MTU)),
             conflist: fields
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
@@ -293,10 +331,13 @@ fn format(value: &Value) -> Result<Format, String> {
 
 /// How pods of other nodes are reached, and the ranges that hold all pod CIDRs, where they are told.
 fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
-    let routed = fields.take("routing", |value| match value.as_str() {
-        Some("direct") => Ok(false),
-        Some("router") => Ok(true),
-        _ => Err("must be \"direct\" or \"router\"".to_owned()),
+    let routing = fields.take("routing", |value| match value.as_str() {
+        Some("auto") => Ok(Some(Routing::Auto)),
+        Some("direct") => Ok(Some(Routing::Direct)),
+        Some("vxlan") => Ok(Some(Routing::Vxlan)),
+        // It needs more than its name.
+        Some("router") => Ok(None),
+        _ => Err("must be \"auto\", \"direct\", \"vxlan\" or \"router\"".to_owned()),
     });
     let cluster_cidrs = fields
         .take_list("cluster_cidrs", text::<Prefix>)
@@ -317,8 +358,8 @@ fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
             );
         }
     }
-    if routed != Some(true) {
-        return (Routing::Direct, cluster_cidrs);
+    if let Some(routing) = routing.unwrap_or(Some(Routing::Auto)) {
+        return (routing, cluster_cidrs);
     }
     if cluster_cidrs.is_empty() {
         let fix = "routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
@@ -333,6 +374,26 @@ fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
         routers,
     };
     (routing, cluster_cidrs)
+}
+
+fn take_vxlan(fields: &mut Fields<'_>) -> anyhow::Result<VxlanRole> {
+    let [v4, v6] = VXLAN_NAMES.map(default);
+    Ok(VxlanRole {
+        names: [v4?, v6?],
+        vni: fields
+            .take("vxlan_vni", number(1..=(1 << 24) - 1))
+            .unwrap_or(VXLAN_VNI),
+        port: fields
+            .take("vxlan_port", number(1..=65535))
+            .unwrap_or(VXLAN_PORT),
+        accept: fields
+            .take("vxlan_accept", |value| {
+                value
+                    .as_bool()
+                    .ok_or_else(|| "must be true or false".to_owned())
+            })
+            .unwrap_or(false),
+    })
 }
 
 fn refuse_overlaps(fields: &mut Fields<'_>, cluster_cidrs: &[Prefix]) {
@@ -389,12 +450,15 @@ fn boolean(value: &Value) -> Result<bool, String> {
         .ok_or_else(|| "must be true or false, without quotes".to_owned())
 }
 
-fn mtu(value: &Value) -> Result<u32, String> {
-    value
-        .as_integer()
-        .filter(|mtu| MTU.contains(mtu))
-        .and_then(|mtu| u32::try_from(mtu).ok())
-        .ok_or_else(|| format!("must be a number from {} to {}", MTU.start(), MTU.end()))
+/// A number of that range.
+fn number<T: TryFrom<i64>>(range: RangeInclusive<i64>) -> impl Fn(&Value) -> Result<T, String> {
+    move |value| {
+        value
+            .as_integer()
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| format!("must be a number from {} to {}", range.start(), range.end()))
+    }
 }
 
 /// A node's name: something to print and to compare.
@@ -434,10 +498,7 @@ mod tests {
     #[test]
     fn an_empty_file_means_the_defaults() {
         let node = node("");
-        assert_eq!(
-            (node.name.as_str(), node.routing),
-            ("here", Routing::Direct)
-        );
+        assert_eq!((node.name.as_str(), node.routing), ("here", Routing::Auto));
         assert_eq!(
             (node.network.as_str(), node.bridge.as_str()),
             ("podspan", "podspan0")
@@ -446,6 +507,14 @@ mod tests {
         assert_eq!(node.data_dir, Path::new(DATA_DIR));
         assert_eq!(agent("").unwrap().proc_sys, Path::new(PROC_SYS));
         assert!(node.masquerade && node.non_masquerade_cidrs.is_empty());
+        let vxlan = &node.vxlan;
+        assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (112, 8472, false));
+        let name = |local: [u16; 8]| vxlan.name(std::net::Ipv6Addr::from(local).to_canonical());
+        assert_eq!(
+            name([0, 0, 0, 0, 0, 0xffff, 1, 1]).as_str(),
+            "podspan-vxlan4"
+        );
+        assert_eq!(name([1; 8]).as_str(), "podspan-vxlan6");
         assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
         assert!(node.probe);
         let config = agent("").unwrap();
@@ -463,6 +532,9 @@ mod tests {
             node = "node1"
             nodes_file = "/n.toml"
             routing = "router"
+            vxlan_vni = 7
+            vxlan_port = 4789
+            vxlan_accept = true
             cluster_cidrs = ["10.244.0.0/16", "fd00:10:244::/48"]
             routers = ["192.168.1.1", "fd00:192:168:1::1"]
             network = "pods"
@@ -511,6 +583,8 @@ mod tests {
         let cidrs = ["10.244.0.0/16", "fd00:10:244::/48", "10.0.0.0/8"];
         let cidrs: Vec<Prefix> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
         assert_eq!(node.non_masquerade_cidrs, cidrs);
+        let vxlan = node.vxlan;
+        assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (7, 4789, true));
         assert!(!node.probe);
     }
 
@@ -571,7 +645,19 @@ mod tests {
             ),
             (
                 "routing = 'fast'",
-                "agent.toml: routing = \"fast\": must be \"direct\" or \"router\"",
+                "agent.toml: routing = \"fast\": must be \"auto\", \"direct\", \"vxlan\" or \"router\"",
+            ),
+            (
+                "vxlan_vni = 16777216",
+                "agent.toml: vxlan_vni = 16777216: must be a number from 1 to 16777215",
+            ),
+            (
+                "vxlan_port = 65536",
+                "agent.toml: vxlan_port = 65536: must be a number from 1 to 65535",
+            ),
+            (
+                "vxlan_accept = 'yes'",
+                "agent.toml: vxlan_accept = \"yes\": must be true or false",
             ),
             (
                 "mtu = 100",

@@ -172,18 +172,18 @@ pub fn foreign(why: &str) -> String {
 
 /// The files that a runtime reads before ours: it takes the first in the order of names.
 pub fn rivals(path: &Path) -> Vec<PathBuf> {
-    let Some(entries) = path
-        .parent()
-        .and_then(|directory| directory.read_dir().ok())
-    else {
-        return Vec::new();
-    };
-    let mut rivals: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|other| is_loaded(other) && other.file_name() < path.file_name())
-        .collect();
-    rivals.sort();
+    let mut rivals = path.parent().map(loaded).unwrap_or_default();
+    rivals.retain(|other| other.file_name() < path.file_name());
     rivals
+}
+
+/// The files of a directory that a runtime loads, in its order.
+pub fn loaded(directory: &Path) -> Vec<PathBuf> {
+    let entries = directory.read_dir().into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.retain(|path| is_loaded(path));
+    paths.sort();
+    paths
 }
 
 fn is_loaded(path: &Path) -> bool {

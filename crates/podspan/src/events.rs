@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use podspan_kernel::Monitor;
 use podspan_kernel::nft::NftMonitor;
+use podspan_kernel::{LinkSet, Monitor};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -38,11 +38,14 @@ const WAITING: usize = 16;
 const REOPEN: Duration = Duration::from_secs(1);
 
 /// Starts all sources; others may send events too. `files` are followed through renames of theirs and of the symbolic links
-/// on the way.
+/// on the way; neighbours and forwarding tables are followed of the links in `neighbours_of`.
 ///
 /// # Errors
 /// No thread, or no signal handler.
-pub fn start(files: Vec<PathBuf>) -> anyhow::Result<(SyncSender<Event>, Receiver<Event>)> {
+pub fn start(
+    files: Vec<PathBuf>,
+    neighbours_of: LinkSet,
+) -> anyhow::Result<(SyncSender<Event>, Receiver<Event>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("catch signals")?;
     let to_stop = sender.clone();
@@ -57,9 +60,11 @@ pub fn start(files: Vec<PathBuf>) -> anyhow::Result<(SyncSender<Event>, Receiver
         }
     })?;
     // Opened here: what happens after the first look is not missed.
-    let monitor = Monitor::open()?;
+    let monitor = Monitor::open(neighbours_of.clone())?;
     let of_kernel = sender.clone();
-    spawn("kernel", move || watch_kernel(monitor, &of_kernel))?;
+    spawn("kernel", move || {
+        watch_kernel(monitor, &neighbours_of, &of_kernel);
+    })?;
     // A kernel without a packet filter has no news of one.
     if let Ok(monitor) = NftMonitor::open() {
         let of_filter = sender.clone();
@@ -88,8 +93,9 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
         .with_context(|| format!("start the thread for {name}"))
 }
 
-fn watch_kernel(monitor: Monitor, sender: &SyncSender<Event>) {
-    watch((monitor, Monitor::open), sender, |monitor| monitor.wait());
+fn watch_kernel(monitor: Monitor, neighbours_of: &LinkSet, sender: &SyncSender<Event>) {
+    let open = || Monitor::open(neighbours_of.clone());
+    watch((monitor, open), sender, |monitor| monitor.wait());
 }
 
 /// What others do to their own tables, which is much where there is a Service proxy, wakes nobody.

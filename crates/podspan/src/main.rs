@@ -22,10 +22,17 @@ mod log;
 mod look;
 mod masquerade;
 mod metrics;
+mod migrate;
 mod observe;
 mod output;
 mod packet_filter;
 mod plan;
+#[allow(
+    unused_imports,
+    dead_code,
+    reason = "podspan explain, which comes next"
+)]
+mod probe;
 mod refusal;
 mod registry;
 mod runtime;
@@ -69,6 +76,8 @@ enum Command {
     Add(runtime::Arguments),
     /// Take a container off the network, as a runtime does
     Del(runtime::Arguments),
+    /// Go over from flannel, kindnet or the bridge plugin; its pods keep their addresses
+    Migrate(migrate::Arguments),
     /// List the attachments of this node
     List(ConfigFile),
     /// Have a whole cluster on this machine: nodes, pods and a router as namespaces
@@ -112,6 +121,7 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),
         Command::Del(arguments) => runtime::del(arguments, output),
+        Command::Migrate(arguments) => migrate::run(&arguments, output),
         Command::List(file) => list::print_list(file.config.as_deref(), output),
         Command::Lab(command) => lab::run(command, output),
     }

@@ -22,6 +22,11 @@ use crate::board::Board;
 /// The bounds of the durations of looks, in seconds: a node of a small cluster takes one millisecond.
 const LOOKS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5];
 
+/// The bounds of the times of handshakes, in seconds: within a rack, a site, a continent.
+const ROUND_TRIPS: [f64; 8] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0];
+/// So many failing peers have a series of their own.
+const PEERS: usize = 100;
+
 /// What is counted.
 #[derive(Debug)]
 pub struct Metrics {
@@ -45,6 +50,28 @@ pub struct Metrics {
     pub routes: Gauge,
     /// When a look succeeded last.
     pub last_look: Gauge<f64, AtomicU64>,
+    /// What the tests of other nodes find out.
+    pub probe: Probe,
+}
+
+/// What the tests of other nodes find out.
+#[derive(Debug)]
+pub struct Probe {
+    /// Tests that ended, by what they found.
+    pub tests: Family<OutcomeLabel, Counter>,
+    /// How long handshakes took.
+    pub round_trip: Histogram,
+    /// How many ways there are to test.
+    peers: Gauge,
+    /// How many of them are found to be so.
+    verdicts: Family<OutcomeLabel, Gauge>,
+}
+
+/// What a test found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// Such as `passes` or `silent`.
+    pub outcome: &'static str,
 }
 
 /// Of which kind a change is.
@@ -67,7 +94,55 @@ impl Default for Metrics {
             nodes: Gauge::default(),
             routes: Gauge::default(),
             last_look: Gauge::default(),
+            probe: Probe {
+                tests: Family::default(),
+                round_trip: Histogram::new(ROUND_TRIPS),
+                peers: Gauge::default(),
+                verdicts: Family::default(),
+            },
         }
+    }
+}
+
+impl Probe {
+    /// Says how many ways there are to test.
+    pub fn peers(&self, number: usize) {
+        self.peers.set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a way under another verdict; none is that of one that is new, or gone.
+    pub fn turn(&self, before: Option<&'static str>, after: Option<&'static str>) {
+        let of = |outcome| self.verdicts.get_or_create_owned(&OutcomeLabel { outcome });
+        if let Some(gauge) = before.map(of) {
+            gauge.dec();
+        }
+        if let Some(gauge) = after.map(of) {
+            gauge.inc();
+        }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "peers",
+            "Ways to the pods of other nodes that are tested",
+            self.peers.clone(),
+        );
+        registry.register(
+            "verdicts",
+            "Ways to the pods of other nodes by what the last tests found; what failed once does not count",
+            self.verdicts.clone(),
+        );
+        registry.register(
+            "tests",
+            "Tests of ways to the pods of other nodes, by what they found",
+            self.tests.clone(),
+        );
+        registry.register_with_unit(
+            "round_trip",
+            "How long the handshakes of tests took",
+            Unit::Seconds,
+            self.round_trip.clone(),
+        );
     }
 }
 
@@ -129,6 +204,8 @@ impl Metrics {
             Unit::Seconds,
             self.last_look.clone(),
         );
+        self.probe
+            .register(registry.sub_registry_with_prefix("probe"));
     }
 }
 
@@ -171,6 +248,21 @@ impl Collector for Pinned {
                 .pod_cidrs
                 .iter()
                 .map(|usage| (of_cidr(usage), usage.total)),
+        )?;
+        let failing = self.0.failing();
+        let series = failing.iter().take(PEERS).map(|(peer, (failure, _))| {
+            let labels = vec![
+                ("node", peer.node.to_string()),
+                ("gateway", peer.gateway.to_string()),
+                ("outcome", failure.word().to_owned()),
+            ];
+            (labels, 1.0)
+        });
+        gauges(
+            &mut encoder,
+            "probe_failing_peer",
+            "A way to the pods of another node that fails; the first hundred.",
+            series,
         )
     }
 }

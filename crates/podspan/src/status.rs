@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::conflist;
-use crate::desired::Desired;
+use crate::desired::{Desired, Tunnel};
 use crate::http::{self, Answer};
 use crate::look::{Look, look};
 use crate::observe::Observed;
@@ -163,10 +163,16 @@ impl Status {
         if desired.bridge.is_some() && !changes.iter().any(is_bridge) {
             self.right(describe_bridge(desired, observed));
         }
+        for tunnel in &desired.tunnels {
+            if !changes.iter().any(|change| change.is_about(&tunnel.name)) {
+                self.right(describe_tunnel(tunnel));
+            }
+        }
         let is_route =
             |change: &&Change| matches!(change, Change::AddRoute(_) | Change::ReplaceRoute(_));
         let missing = changes.iter().filter(is_route).count();
-        let wanted = desired.routes.len();
+        let through = desired.tunnels.iter().map(|tunnel| tunnel.routes.len());
+        let wanted = desired.routes.len() + through.sum::<usize>();
         if missing == 0 {
             let nodes = cluster.nodes.len();
             self.right(format!("{wanted} routes for {nodes} nodes are there"));
@@ -263,6 +269,24 @@ fn describe_bridge(desired: &Desired, observed: &Observed) -> String {
     )
 }
 
+fn describe_tunnel(tunnel: &Tunnel) -> String {
+    let Tunnel {
+        name,
+        vxlan,
+        mtu,
+        fdb,
+        ..
+    } = tunnel;
+    let local = vxlan.local.map(|ip| format!(" from {ip}"));
+    format!(
+        "vxlan device {name}{} to {} nodes, VNI {}, UDP port {}, MTU {mtu}",
+        local.unwrap_or_default(),
+        fdb.len(),
+        vxlan.vni,
+        vxlan.port
+    )
+}
+
 fn describe_change(change: &Change, observed: &Observed) -> String {
     match change {
         Change::SetSysctl(wanted) => {
@@ -276,6 +300,25 @@ fn describe_change(change: &Change, observed: &Observed) -> String {
         Change::SetBridge { name, change } => format!("bridge {name} is not{change}"),
         Change::AddAddress { link, net } => format!("bridge {link} lacks the gateway {net}"),
         Change::RemoveAddress { link, net } => format!("bridge {link} has the stale gateway {net}"),
+        Change::AddVxlan(link) => format!("vxlan device {} is missing", link.name),
+        Change::ReplaceVxlan(link) => format!("vxlan device {} is another", link.name),
+        Change::SetVxlan { name, change } => format!("vxlan device {name} is not{change}"),
+        Change::RemoveVxlan { name } => format!("vxlan device {name} is left over"),
+        Change::SetFdbEntry { link, entry } => format!(
+            "vxlan device {link} does not know that {} is behind {}",
+            entry.mac, entry.remote
+        ),
+        Change::RemoveFdbEntry { link, entry } => format!(
+            "vxlan device {link} has the stale entry {} behind {}",
+            entry.mac, entry.remote
+        ),
+        Change::SetNeighbour { link, neighbour } => format!(
+            "vxlan device {link} does not know that {} is {}",
+            neighbour.ip, neighbour.mac
+        ),
+        Change::RemoveNeighbour { link, ip } => {
+            format!("vxlan device {link} has the stale neighbour {ip}")
+        }
         Change::AddRoute(route) => format!("route {route} is missing"),
         Change::ReplaceRoute(route) => format!("route {route} leads elsewhere"),
         Change::RemoveRoute(route) => format!("route {route} is left over"),

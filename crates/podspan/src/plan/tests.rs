@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::{ConflistFile, Kept};
 
+mod tunnels;
+
 fn bridge_name() -> IfName {
     "podspan0".parse().unwrap()
 }
@@ -64,6 +66,7 @@ fn desired(node: u8, routes: &BTreeSet<Route>) -> Desired {
             netfilter: false,
             sysctls: vec![sysctl("net/ipv6/conf/podspan0/accept_dad", "0")],
         }),
+        tunnels: Vec::new(),
         routes: routes.iter().cloned().collect(),
         kept: Kept::default(),
         masquerade: None,
@@ -79,6 +82,7 @@ fn nothing() -> Observed {
     Observed {
         links: BTreeMap::from([(2, "eth0".into())]),
         bridge: None,
+        tunnels: Vec::new(),
         routes: Vec::new(),
         sysctls: BTreeMap::new(),
         allocations: Some(Vec::new()),
@@ -128,16 +132,18 @@ fn model(observed: &mut Observed, change: &Change) {
                 .addresses
                 .retain(|have| have != net);
         }
-        Change::AddRoute(NamedRoute { route, .. }) => {
+        Change::AddRoute(named) => {
+            let route = with_link(observed, named);
             assert!(
-                !observed.routes.iter().any(|have| same(have, route)),
+                !observed.routes.iter().any(|have| same(have, &route)),
                 "{change}: exists"
             );
-            observed.routes.push(route.clone());
+            observed.routes.push(route);
         }
-        Change::ReplaceRoute(NamedRoute { route, .. }) => {
-            let there = observed.routes.iter_mut().find(|have| same(have, route));
-            *there.unwrap_or_else(|| panic!("{change}: nothing to replace")) = route.clone();
+        Change::ReplaceRoute(named) => {
+            let route = with_link(observed, named);
+            let there = observed.routes.iter_mut().find(|have| same(have, &route));
+            *there.unwrap_or_else(|| panic!("{change}: nothing to replace")) = route;
         }
         Change::RemoveRoute(NamedRoute { route, .. }) => {
             let at = observed
@@ -151,6 +157,23 @@ fn model(observed: &mut Observed, change: &Change) {
             panic!("{change}: nothing is filtered here")
         }
         Change::WriteConflist { text, .. } => observed.conflist = Found::Ours(text.clone()),
+        of_tunnel => tunnels::model(observed, of_tunnel),
+    }
+}
+
+/// A route's link is that of its name, where the device was only just made.
+fn with_link(observed: &Observed, named: &NamedRoute) -> Route {
+    let made = || {
+        let name = named.link_name.as_deref().unwrap();
+        let mut tunnels = observed.tunnels.iter();
+        let tunnel = tunnels.find(|tunnel| tunnel.name.as_str() == name);
+        tunnel
+            .unwrap_or_else(|| panic!("a route through {name}, which is not there"))
+            .index
+    };
+    Route {
+        link: Some(named.route.link.unwrap_or_else(made)),
+        ..named.route.clone()
     }
 }
 

@@ -18,6 +18,8 @@ mod masquerade;
 mod monitor;
 mod nodes_file;
 mod operation;
+mod peers;
 mod scale;
 mod services;
 mod traffic;
+mod vxlan;

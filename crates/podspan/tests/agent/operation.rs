@@ -10,7 +10,7 @@ use crate::machine::{Machine, THREE_NODES, entry};
 const ADDRESS: &str = "127.0.0.1:9470";
 
 /// The status and the body, or none when nobody listens.
-fn ask(path: &str) -> Option<(u16, String)> {
+pub fn ask(path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(ADDRESS).ok()?;
     write!(
         stream,
@@ -24,12 +24,12 @@ fn ask(path: &str) -> Option<(u16, String)> {
     Some((status, body.to_owned()))
 }
 
-fn is_ready() -> bool {
+pub fn is_ready() -> bool {
     ask("/readyz").is_some_and(|(status, _)| status == 200)
 }
 
 /// The value of a series, by its name with its labels.
-fn metric(series: &str) -> Option<f64> {
+pub fn metric(series: &str) -> Option<f64> {
     let (_, text) = ask("/metrics")?;
     let line = text.lines().find_map(|line| line.strip_prefix(series))?;
     line.trim().parse().ok()
