@@ -17,7 +17,8 @@ use remains::{foreign_conflists, foreign_links, foreign_rules};
 type Check = fn(&Facts) -> Vec<Finding>;
 
 /// All of them, in the order of a person's questions.
-pub const ALL: [Check; 15] = [
+pub const ALL: [Check; 16] = [
+    ways,
     forward_drops,
     reverse_path,
     services,
@@ -69,6 +70,18 @@ impl Facts {
         let links = indexes.into_iter().filter_map(|index| self.link(index));
         links.map(|link| link.name.as_str()).collect()
     }
+}
+
+/// Ways to other nodes' pods, tried just now (D1, D2).
+fn ways(facts: &Facts) -> Vec<Finding> {
+    let found = facts.failing.iter().map(|line| {
+        let (what, mend) = line
+            .split_once("; ")
+            .unwrap_or((line, "see podspan status"));
+        let why = "pods of this node do not reach those of that one, or only with small packets";
+        Finding::wrong(what.to_owned(), (why, mend.to_owned()))
+    });
+    found.collect()
 }
 
 /// Packets of other nodes' pods come in by a link that their answers do not leave by (B3).

@@ -16,10 +16,13 @@ use podspan_kernel::{IfName, Link, Netlink, RouteProtocol, sysctl};
 use serde_json::Value;
 
 use crate::board::Usage;
+use crate::cluster::Cluster;
 use crate::config::{Config, Role};
 use crate::conflist::PLUGIN;
+use crate::desired::Desired;
 use crate::list::owner;
 use crate::look::Look;
+use crate::probe;
 use crate::registry::Registry;
 use crate::status::look_once;
 
@@ -29,6 +32,8 @@ const BIN_DIR: &str = "/opt/cni/bin";
 const ADVERTISED: RouteProtocol = RouteProtocol(9);
 /// How deep a chain that all packets pass is followed into others.
 const DEPTH: usize = 5;
+/// How many ways are tried at the most.
+const WAYS: usize = 256;
 /// Where the names of tables of the older kernel interface stand, for IPv4 and IPv6.
 const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
 
@@ -69,6 +74,8 @@ pub struct Facts {
     pub orphans: Vec<(IpAddr, AttachmentId)>,
     /// Files of addresses that name no owner.
     pub damaged: Vec<PathBuf>,
+    /// Ways to other nodes' pods that failed just now: what happened and what would mend it.
+    pub failing: Vec<String>,
     /// The plugin, where a runtime looks for it; none on a router.
     pub plugin: Option<Plugin>,
 }
@@ -147,6 +154,7 @@ impl Facts {
         else {
             return;
         };
+        self.failing = try_ways(config, cluster, &desired);
         let routes = desired.routes.iter().filter(|route| route.dst.is_ipv4());
         self.ways = routes.filter_map(|route| route.link).collect();
         let hops: BTreeSet<_> = desired.routes.iter().map(|route| route.next_hop).collect();
@@ -244,6 +252,22 @@ impl Facts {
         self.orphans.sort_by_key(|(ip, _)| *ip);
         self.damaged.sort();
     }
+}
+
+/// Tries the ways to the other nodes' pods as the agent does: of very many some, spread over all.
+fn try_ways(config: &Config, cluster: &Cluster, desired: &Desired) -> Vec<String> {
+    let mut targets = probe::targets(config, cluster, desired, &probe::Targets::default());
+    let step = targets.peers.len().div_ceil(WAYS).max(1);
+    targets.peers = targets.peers.into_iter().step_by(step).collect();
+    let (Ok(outcomes), Ok(mut netlink)) = (probe::test_all(&targets), Netlink::open()) else {
+        return Vec::new();
+    };
+    let failing = outcomes.into_iter().filter_map(|(peer, outcome)| {
+        let failure = outcome.failure()?;
+        let way = probe::way(&mut netlink, peer.gateway).ok().flatten();
+        Some(probe::describe(&peer, failure, way.as_ref()))
+    });
+    failing.collect()
 }
 
 fn plain(chain: &ListedChain) -> Chain<'_> {

@@ -16,7 +16,11 @@ struct Patient<'m> {
 /// A node with an agent, a pod, and the plugin where a runtime would look for it.
 fn admit(machine: &Machine) -> (Patient<'_>, Agent<'_>) {
     let data = machine.path("ipam");
-    machine.configure(&format!("data_dir = \"{}\"\n", data.display()));
+    // There are no other nodes here to try the ways to.
+    machine.configure(&format!(
+        "probe = false\ndata_dir = \"{}\"\n",
+        data.display()
+    ));
     let agent = machine.start("agent");
     machine.until_routes(&THREE_NODES);
     machine.until("right", || machine.run("plan").0 == 0);
@@ -109,6 +113,34 @@ fn a_healthy_node_has_nothing_with_pods_and_without() {
         "{text}"
     );
     drop(pod);
+}
+
+#[test]
+fn a_way_to_another_node_s_pods_is_tried_just_now() {
+    let machine = Machine::new();
+    let (patient, agent) = admit(&machine);
+    let node2 = machine.node2();
+    node2.ip("addr add 10.0.2.1/32 dev lo");
+    node2.ip("addr add fd00:10:2::1/128 dev lo nodad");
+    assert_eq!(agent.stop(), Some(0));
+    machine.configure(&format!(
+        "data_dir = \"{}\"\n",
+        machine.path("ipam").display()
+    ));
+    machine.nodes(&[entry(1), entry(2)].concat());
+    let _agent = machine.start("agent");
+    machine.until_routes(&[THREE_NODES[0], THREE_NODES[2]]);
+    // No agent runs there; that it refuses is an answer.
+    patient.is_healthy();
+    node2.ip("link set eth0 down");
+    let (code, ill) = patient.examine();
+    assert_eq!((code, ill.len()), (1, 2), "{ill:#?}");
+    let (_, what, mend) = &ill[0];
+    assert!(
+        what.starts_with("peer node2 (10.0.2.1) does not answer on eth0"),
+        "{what}"
+    );
+    assert!(mend.contains("ping 172.16.0.2"), "{mend}");
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn link(index: u32, name: &str) -> Link {
         tx_queue_length: 0,
         vlans: podspan_kernel::BridgeVlans::default(),
         netfilter: None,
+        vxlan: None,
     }
 }
 
@@ -309,6 +310,15 @@ fn a_default_route_by_advertisement_ends_on_a_machine_that_forwards() {
             sysctls(facts, &[right]);
         });
     }
+}
+
+#[test]
+fn ways_that_fail_are_found_with_what_mends_them() {
+    let line = "peer node2 (10.244.2.1) does not answer on eth0; see whether the node is up: ping 192.168.1.12";
+    let (level, text) = ill(|facts| facts.failing.push(line.to_owned()));
+    assert_eq!(level, Level::Wrong);
+    let expected = "peer node2 (10.244.2.1) does not answer on eth0; to mend it: see whether the node is up: ping 192.168.1.12";
+    assert_eq!(text, expected);
 }
 
 #[test]
