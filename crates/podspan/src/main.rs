@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod conflist;
 mod desired;
+mod doctor;
 mod events;
 mod fields;
 mod forwarding;
@@ -68,6 +69,8 @@ enum Command {
     Plan(Machine),
     /// Tell whether this machine is right; exit status 0: yes, 1: no, 2: error
     Status(Machine),
+    /// Find out what keeps pods from working here, and what mends it; exit status 0: nothing, 1: something, 2: error
+    Doctor(Machine),
     /// Remove all that is marked as ours from this machine; stop the agent first
     Cleanup(cleanup::Arguments),
     /// Put a container on the network, as a runtime does
@@ -118,6 +121,7 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Router(file) => agent::run(&file.read(RoleName::Router)?),
         Command::Plan(machine) => status::print_plan(&machine.read()?, output),
         Command::Status(machine) => status::print_status(&machine.read()?, output),
+        Command::Doctor(machine) => doctor::print_report(&machine.read()?, output),
         Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),
         Command::Del(arguments) => runtime::del(arguments, output),

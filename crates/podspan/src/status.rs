@@ -73,7 +73,10 @@ pub fn print_plan(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 /// Looks at this machine as the agent does, and describes it.
-fn status(config: &Config) -> anyhow::Result<Status> {
+///
+/// # Errors
+/// What the kernel answered.
+pub fn status(config: &Config) -> anyhow::Result<Status> {
     let mut status = Status::default();
     let registry = Registry::read(&config.registry)?;
     for problem in registry.problems() {
@@ -99,7 +102,11 @@ fn status(config: &Config) -> anyhow::Result<Status> {
     Ok(status)
 }
 
-fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
+/// One look with connections of its own.
+///
+/// # Errors
+/// What the kernel or the file system answered.
+pub fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
     look(
         &mut Netlink::open()?,
         &mut PacketFilter::default(),
