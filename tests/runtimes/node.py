@@ -25,6 +25,7 @@ CGROUP = "/" + os.environ[isolation.CGROUP]
 # All that the tests make is under it, on tmpfs.
 HOME = pathlib.Path("/run/node")
 IMAGE_ARCHIVE = HOME / "web.tar"
+TOOL_IMAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "tools/image"
 # CNI's executables, as /opt/cni/bin on a real node.
 PLUGINS = HOME / "plugins"
 # Debian's containernetworking-plugins, and those of them that the runtimes run here.
@@ -42,6 +43,7 @@ def prepare(executables, reference):
         pathlib.Path(directory).mkdir(parents=True)
     install_plugins(executables / "podspan-cni", reference)
     write_image(IMAGE_ARCHIVE)
+    os.environ |= {"PODSPAN_BIN": str(executables), "TMPDIR": str(HOME)}
 
     run("ip netns add outside")
     run("ip link add uplink0 type veth peer name uplink0 netns outside")
@@ -52,6 +54,13 @@ def prepare(executables, reference):
         run(f"ip {namespace} addr add {addresses[1]}/64 dev uplink0 nodad")
         run(f"ip {namespace} link set uplink0 up")
     add_what_is_foreign()
+
+
+def write_podspan_image(name):
+    """What `make image` makes, under our home. It wants static executables, as `make build` leaves them."""
+    path = HOME / name
+    run([TOOL_IMAGE, os.environ["PODSPAN_BIN"], path, "localhost/podspan:0.1.0"])
+    return path
 
 
 def protect_the_machine():
