@@ -73,18 +73,20 @@ def enter_network(path):
 
 
 class Daemon:
-    """A process that ends with the thread that started it, and its log."""
+    """A process and its log."""
 
-    def __init__(self, home, name, command, before=None):
+    # It ends with the thread that started it, however that ends.
+    ends_with_its_starter = True
+
+    def __init__(self, home, name, command):
         self.name = name
         self.log = home / "log" / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
 
         def prepare():
             PR_SET_PDEATHSIG = 1
-            if before:
-                before()
-            LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if self.ends_with_its_starter:
+                LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
         with open(self.log, "ab") as log:
             words = [str(word) for word in command]

@@ -3,7 +3,8 @@
 //! Everything that is wrong in the file is told at once, each with its key, its value and what would be right; then the
 //! program does not start, and what runs goes on running. Nothing here looks at the node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -13,6 +14,7 @@ use toml::Value;
 
 use crate::fields::{Fields, Section, parse_toml, text};
 use crate::kubernetes::allocate::Ranges;
+use crate::log::Format;
 use crate::refusal::{Key, Refusal, Setting, Source};
 
 /// Where the agent's configuration is by default.
@@ -21,13 +23,32 @@ pub const AGENT_FILE: &str = "/etc/podspan/agent.toml";
 pub const ROUTER_FILE: &str = "/etc/podspan/router.toml";
 /// Where the conflist is by default: in the directory that every runtime reads, early in its order.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-podspan.conflist";
+/// Where the plugin keeps the allocations by default: a directory per network, a file per address.
+pub const DATA_DIR: &str = "/run/podspan/ipam";
+/// Where kernel parameters are by default.
+pub const PROC_SYS: &str = "/proc/sys";
 /// Where the nodes file is by default.
 const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
-const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
+const MTU: RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str = "node, registry, nodes_file, kubeconfig, allocate_pod_cidrs, node_prefix_lengths, routing, cluster_cidrs, routers, network, bridge, mtu, conflist";
-const ROUTER_KEYS: &str = "registry, nodes_file, kubeconfig";
+/// The VXLAN network identifier by default: our number (that of our routes' protocol), so that flannel's device, which has
+/// 1, can stand beside ours while a cluster moves.
+const VXLAN_VNI: u32 = 112;
+/// The UDP port of VXLAN by default: Linux's own. The registered one, 4789, is that of virtual switches below many virtual
+/// machines, which take such packets for their own.
+const VXLAN_PORT: u16 = 8472;
+/// The VXLAN devices, by the family of their underlay: IPv4, IPv6.
+const VXLAN_NAMES: [&str; 2] = ["podspan-vxlan4", "podspan-vxlan6"];
+
+const AGENT_KEYS: &str = "node, registry, nodes_file, kubeconfig, allocate_pod_cidrs, node_prefix_lengths, routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+    data_dir, proc_sys, \
+    masquerade, non_masquerade_cidrs, bridge_netfilter, \
+    probe, listen, log";
+/// Where metrics and health are served by default.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9470);
+
+const ROUTER_KEYS: &str = "registry, nodes_file, kubeconfig, listen, log";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,8 +66,21 @@ pub struct Config {
     pub file: PathBuf,
     /// Where it is read what nodes there are.
     pub registry: RegistryConfig,
+    /// Where the machine's kernel parameters are: in a container, where the host's are mounted.
+    pub proc_sys: PathBuf,
     /// What this machine is to do.
     pub role: Role,
+    /// How it is watched.
+    pub operation: Operation,
+}
+
+/// How the agent or the router is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// Where metrics and health are served; none nowhere.
+    pub listen: Option<SocketAddr>,
+    /// How the log is written.
+    pub log: Format,
 }
 
 /// Where it is read what nodes there are.
@@ -85,6 +119,8 @@ pub struct NodeRole {
     pub name: String,
     /// How pods of other nodes are reached.
     pub routing: Routing,
+    /// What VXLAN devices are like, where there are any.
+    pub vxlan: Box<VxlanRole>,
     /// The name of the pod network.
     pub network: NetworkName,
     /// The bridge's name.
@@ -93,13 +129,49 @@ pub struct NodeRole {
     pub mtu: Option<u32>,
     /// Where the conflist is written.
     pub conflist: PathBuf,
+    /// Where the plugin keeps the allocations: a directory per network, as host-local has it.
+    pub data_dir: PathBuf,
+    /// What leaves the cluster leaves under the node's address.
+    pub masquerade: bool,
+    /// What counts as inside of the cluster besides its nodes and their pods.
+    pub non_masquerade_cidrs: Vec<Prefix>,
+    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it; none where
+    /// nothing is said.
+    pub bridge_netfilter: Option<bool>,
+    /// The ways to the other nodes' pods are tested, and theirs to ours.
+    pub probe: bool,
+}
+
+/// What all nodes must agree on to send each other packets through VXLAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanRole {
+    /// The devices' names: over IPv4, over IPv6.
+    pub names: [IfName; 2],
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// Takes packets of other nodes also when it sends none itself.
+    pub accept: bool,
+}
+
+impl VxlanRole {
+    /// The name of the device over the underlay that has this address.
+    pub fn name(&self, local: IpAddr) -> &IfName {
+        let [v4, v6] = &self.names;
+        if local.is_ipv4() { v4 } else { v6 }
+    }
 }
 
 /// How pods of other nodes are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Routing {
+    /// Directly where the other node is on a connected subnet, through VXLAN elsewhere.
+    Auto,
     /// A route per other node, through its address.
     Direct,
+    /// Through VXLAN: a route, a neighbour and an entry of the forwarding table per other node.
+    Vxlan,
     /// One route per family for the whole cluster, through a router.
     Router {
         /// The ranges that hold all pod CIDRs.
@@ -115,7 +187,7 @@ impl Config {
     /// # Errors
     /// Unreadable, no TOML, or all the values that are wrong.
     pub fn read_agent(file: &Path, node: Option<&str>) -> anyhow::Result<Self> {
-        Self::parse_agent(file, &read(file)?, (node, &host_name()))
+        Self::parse_named(file, &read(file)?, (node, &host_name()))
     }
 
     /// Reads the router's file.
@@ -146,7 +218,16 @@ impl Config {
         }
     }
 
-    fn parse_agent(
+    /// Reads the content of an agent's file; `host_name` is the node's name where the file has none.
+    ///
+    /// # Errors
+    /// No TOML, or all the values that are wrong.
+    #[cfg(test)]
+    pub fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
+        Self::parse_named(file, content, (None, host_name))
+    }
+
+    fn parse_named(
         file: &Path,
         content: &str,
         (named, host): (Option<&str>, &str),
@@ -171,6 +252,7 @@ impl Config {
         let role = NodeRole {
             name,
             routing,
+            vxlan: Box::new(take_vxlan(&mut fields)?),
             network: match fields.take("network", text) {
                 Some(name) => name,
                 None => default("podspan")?,
@@ -179,27 +261,39 @@ impl Config {
                 Some(name) => name,
                 None => default("podspan0")?,
             },
-            mtu: fields.take("mtu", mtu),
+            mtu: fields.take("mtu", number(MTU)),
             conflist: fields
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
+            data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
+            masquerade: fields.take("masquerade", boolean).unwrap_or(true),
+            non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
+            bridge_netfilter: fields.take("bridge_netfilter", boolean),
+            probe: fields.take("probe", boolean).unwrap_or(true),
         };
+        let proc_sys = fields.take("proc_sys", path);
+        let operation = take_operation(&mut fields);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             registry,
+            proc_sys: proc_sys.unwrap_or(PROC_SYS.into()),
             role: Role::Node(role),
+            operation,
         })
     }
 
     fn parse_router(file: &Path, content: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
         let registry = take_registry(&mut fields);
+        let operation = take_operation(&mut fields);
         all_right(fields.finish(ROUTER_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             registry,
+            proc_sys: PROC_SYS.into(),
             role: Role::Router,
+            operation,
         })
     }
 }
@@ -207,6 +301,22 @@ impl Config {
 impl RegistryConfig {
     fn is_kubernetes(&self) -> bool {
         matches!(self, Self::Kubernetes(_))
+    }
+}
+
+/// What a node's commands need of the agent's file; none where there is no file and none was named.
+///
+/// # Errors
+/// As [`Config::read`].
+pub fn read_node_if_there(file: Option<&Path>) -> anyhow::Result<Option<NodeRole>> {
+    if file.is_none() && !Path::new(AGENT_FILE).exists() {
+        return Ok(None);
+    }
+    let config = Config::read(RoleName::Node, file, None)?;
+    podspan_kernel::sysctl::use_root(&config.proc_sys)?;
+    match config.role {
+        Role::Node(role) => Ok(Some(role)),
+        Role::Router => Ok(None),
     }
 }
 
@@ -254,11 +364,7 @@ fn take_registry(fields: &mut Fields<'_>) -> RegistryConfig {
 }
 
 fn take_allocates(fields: &mut Fields<'_>, registry: &RegistryConfig) -> bool {
-    let allocates = fields.take("allocate_pod_cidrs", |value| {
-        value
-            .as_bool()
-            .ok_or_else(|| "must be true or false".to_owned())
-    });
+    let allocates = fields.take("allocate_pod_cidrs", boolean);
     if allocates == Some(true) && !registry.is_kubernetes() {
         let fix = "needs registry = \"kubernetes\"; a nodes file says it itself";
         fields.refuse("allocate_pod_cidrs", "true", fix);
@@ -292,12 +398,54 @@ fn take_ranges(
         .ok()
 }
 
-/// The routing, and the cluster's ranges.
+/// Where pods keep their addresses: in the whole of the cluster's ranges, whoever has them today.
+fn take_non_masquerade(fields: &mut Fields<'_>, mut cidrs: Vec<Prefix>) -> Vec<Prefix> {
+    cidrs.extend(
+        fields
+            .take_list("non_masquerade_cidrs", text::<Prefix>)
+            .unwrap_or_default(),
+    );
+    cidrs
+}
+
+fn take_operation(fields: &mut Fields<'_>) -> Operation {
+    Operation {
+        listen: fields.take("listen", listen).unwrap_or(Some(LISTEN)),
+        log: fields.take("log", format).unwrap_or_default(),
+    }
+}
+
+fn listen(value: &Value) -> Result<Option<SocketAddr>, String> {
+    match value.as_str() {
+        Some("" | "off") => return Ok(None),
+        Some(text) => match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => return Ok(Some(address)),
+            _ => {}
+        },
+        None => {}
+    }
+    Err(format!(
+        "must be an address and a port, such as \"{LISTEN}\", or \"off\""
+    ))
+}
+
+fn format(value: &Value) -> Result<Format, String> {
+    match value.as_str() {
+        Some("text") => Ok(Format::Text),
+        Some("json") => Ok(Format::Json),
+        _ => Err("must be \"text\" or \"json\"".to_owned()),
+    }
+}
+
+/// How pods of other nodes are reached, and the ranges that hold all pod CIDRs, where they are told.
 fn take_routing(fields: &mut Fields<'_>, allocates: bool) -> (Routing, Vec<Prefix>) {
-    let routed = fields.take("routing", |value| match value.as_str() {
-        Some("direct") => Ok(false),
-        Some("router") => Ok(true),
-        _ => Err("must be \"direct\" or \"router\"".to_owned()),
+    let routing = fields.take("routing", |value| match value.as_str() {
+        Some("auto") => Ok(Some(Routing::Auto)),
+        Some("direct") => Ok(Some(Routing::Direct)),
+        Some("vxlan") => Ok(Some(Routing::Vxlan)),
+        // It needs more than its name.
+        Some("router") => Ok(None),
+        _ => Err("must be \"auto\", \"direct\", \"vxlan\" or \"router\"".to_owned()),
     });
     let cluster_cidrs = fields
         .take_list("cluster_cidrs", text::<Prefix>)
@@ -322,8 +470,8 @@ fn take_routing(fields: &mut Fields<'_>, allocates: bool) -> (Routing, Vec<Prefi
         let fix = "allocate_pod_cidrs needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
         fields.refuse("cluster_cidrs", "", fix);
     }
-    if routed != Some(true) {
-        return (Routing::Direct, cluster_cidrs);
+    if let Some(routing) = routing.unwrap_or(Some(Routing::Auto)) {
+        return (routing, cluster_cidrs);
     }
     if cluster_cidrs.is_empty() {
         let fix = "routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
@@ -338,6 +486,26 @@ fn take_routing(fields: &mut Fields<'_>, allocates: bool) -> (Routing, Vec<Prefi
         routers,
     };
     (routing, cluster_cidrs)
+}
+
+fn take_vxlan(fields: &mut Fields<'_>) -> anyhow::Result<VxlanRole> {
+    let [v4, v6] = VXLAN_NAMES.map(default);
+    Ok(VxlanRole {
+        names: [v4?, v6?],
+        vni: fields
+            .take("vxlan_vni", number(1..=(1 << 24) - 1))
+            .unwrap_or(VXLAN_VNI),
+        port: fields
+            .take("vxlan_port", number(1..=65535))
+            .unwrap_or(VXLAN_PORT),
+        accept: fields
+            .take("vxlan_accept", |value| {
+                value
+                    .as_bool()
+                    .ok_or_else(|| "must be true or false".to_owned())
+            })
+            .unwrap_or(false),
+    })
 }
 
 fn refuse_overlaps(fields: &mut Fields<'_>, cluster_cidrs: &[Prefix]) {
@@ -377,7 +545,7 @@ pub fn ip(value: &Value) -> Result<IpAddr, String> {
 fn path(value: &Value) -> Result<PathBuf, String> {
     match value.as_str().map(PathBuf::from) {
         Some(path) if path.is_absolute() && path.file_name().is_some() => Ok(path),
-        _ => Err("must be the absolute path of a file, beginning with /".to_owned()),
+        _ => Err("must be an absolute path, beginning with /".to_owned()),
     }
 }
 
@@ -388,12 +556,21 @@ fn conflist_path(value: &Value) -> Result<PathBuf, String> {
     }
 }
 
-fn mtu(value: &Value) -> Result<u32, String> {
+fn boolean(value: &Value) -> Result<bool, String> {
     value
-        .as_integer()
-        .filter(|mtu| MTU.contains(mtu))
-        .and_then(|mtu| u32::try_from(mtu).ok())
-        .ok_or_else(|| format!("must be a number from {} to {}", MTU.start(), MTU.end()))
+        .as_bool()
+        .ok_or_else(|| "must be true or false, without quotes".to_owned())
+}
+
+/// A number of that range.
+fn number<T: TryFrom<i64>>(range: RangeInclusive<i64>) -> impl Fn(&Value) -> Result<T, String> {
+    move |value| {
+        value
+            .as_integer()
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| format!("must be a number from {} to {}", range.start(), range.end()))
+    }
 }
 
 /// A node's name: something to print and to compare.
@@ -420,7 +597,7 @@ mod tests {
     use super::*;
 
     fn agent(content: &str) -> anyhow::Result<Config> {
-        Config::parse_agent(Path::new("agent.toml"), content, (None, "here"))
+        Config::parse_agent(Path::new("agent.toml"), content, "here")
     }
 
     fn node(content: &str) -> NodeRole {
@@ -433,19 +610,31 @@ mod tests {
     #[test]
     fn an_empty_file_means_the_defaults() {
         let node = node("");
-        assert_eq!(
-            (node.name.as_str(), node.routing),
-            ("here", Routing::Direct)
-        );
+        assert_eq!((node.name.as_str(), node.routing), ("here", Routing::Auto));
         assert_eq!(
             (node.network.as_str(), node.bridge.as_str()),
             ("podspan", "podspan0")
         );
         assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
+        assert_eq!(node.data_dir, Path::new(DATA_DIR));
+        assert_eq!(agent("").unwrap().proc_sys, Path::new(PROC_SYS));
+        assert!(node.masquerade && node.non_masquerade_cidrs.is_empty());
+        let vxlan = &node.vxlan;
+        assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (112, 8472, false));
+        let name = |local: [u16; 8]| vxlan.name(std::net::Ipv6Addr::from(local).to_canonical());
         assert_eq!(
-            agent("").unwrap().registry,
-            RegistryConfig::File(NODES_FILE.into())
+            name([0, 0, 0, 0, 0, 0xffff, 1, 1]).as_str(),
+            "podspan-vxlan4"
         );
+        assert_eq!(name([1; 8]).as_str(), "podspan-vxlan6");
+        assert!(node.probe);
+        let config = agent("").unwrap();
+        assert_eq!(config.registry, RegistryConfig::File(NODES_FILE.into()));
+        let operation = Operation {
+            listen: Some("127.0.0.1:9470".parse().unwrap()),
+            log: Format::Text,
+        };
+        assert_eq!(config.operation, operation);
     }
 
     #[test]
@@ -454,13 +643,28 @@ mod tests {
             node = "node1"
             nodes_file = "/n.toml"
             routing = "router"
+            vxlan_vni = 7
+            vxlan_port = 4789
+            vxlan_accept = true
             cluster_cidrs = ["10.244.0.0/16", "fd00:10:244::/48"]
             routers = ["192.168.1.1", "fd00:192:168:1::1"]
             network = "pods"
             bridge = "br0"
             mtu = 9000
             conflist = "/c/10.conflist"
+            data_dir = "/var/lib/cni/networks"
+            proc_sys = "/host/proc/sys"
+            masquerade = false
+            non_masquerade_cidrs = ["10.0.0.0/8"]
+            probe = false
+            listen = "[::]:1234"
+            log = "json"
         "#;
+        let operation = Operation {
+            listen: Some("[::]:1234".parse().unwrap()),
+            log: Format::Json,
+        };
+        assert_eq!(agent(content).unwrap().operation, operation);
         let node = node(content);
         let routing = Routing::Router {
             cluster_cidrs: vec![
@@ -481,14 +685,62 @@ mod tests {
             (node.mtu, node.conflist),
             (Some(9000), "/c/10.conflist".into())
         );
+        assert_eq!(node.data_dir, Path::new("/var/lib/cni/networks"));
+        assert_eq!(
+            agent(content).unwrap().proc_sys,
+            Path::new("/host/proc/sys")
+        );
+        assert!(!node.masquerade);
+        let cidrs = ["10.244.0.0/16", "fd00:10:244::/48", "10.0.0.0/8"];
+        let cidrs: Vec<Prefix> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        assert_eq!(node.non_masquerade_cidrs, cidrs);
+        let vxlan = node.vxlan;
+        assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (7, 4789, true));
+        assert!(!node.probe);
+    }
+
+    #[test]
+    fn listening_can_be_switched_off() {
+        for off in ["listen = ''", "listen = 'off'"] {
+            assert_eq!(agent(off).unwrap().operation.listen, None);
+            let router = Config::parse_router(Path::new("router.toml"), off).unwrap();
+            assert_eq!(router.operation.listen, None);
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_known_is_refused_with_those_that_are() {
+        let error = agent("nod = 'a'").unwrap_err().to_string();
+        let told = format!("agent.toml: nod = \"a\": no such key; there are {AGENT_KEYS}");
+        assert_eq!(error, told);
     }
 
     #[test]
     fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
         let table = [
             (
-                "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, registry, nodes_file, kubeconfig, allocate_pod_cidrs, node_prefix_lengths, routing, cluster_cidrs, routers, network, bridge, mtu, conflist",
+                "masquerade = 'no'",
+                "agent.toml: masquerade = \"no\": must be true or false, without quotes",
+            ),
+            (
+                "non_masquerade_cidrs = ['10.1.0.1/16']",
+                "agent.toml: non_masquerade_cidrs[0] = \"10.1.0.1/16\": prefix 10.1.0.1/16 has host bits set; its network is 10.1.0.0/16",
+            ),
+            (
+                "probe = 'yes'",
+                "agent.toml: probe = \"yes\": must be true or false, without quotes",
+            ),
+            (
+                "listen = 9470",
+                "agent.toml: listen = 9470: must be an address and a port, such as \"127.0.0.1:9470\", or \"off\"",
+            ),
+            (
+                "listen = 'localhost:9470'",
+                "agent.toml: listen = \"localhost:9470\": must be an address and a port, such as \"127.0.0.1:9470\", or \"off\"",
+            ),
+            (
+                "log = 'xml'",
+                "agent.toml: log = \"xml\": must be \"text\" or \"json\"",
             ),
             (
                 "node = ''",
@@ -500,11 +752,23 @@ mod tests {
             ),
             (
                 "nodes_file = 'n.toml'",
-                "agent.toml: nodes_file = \"n.toml\": must be the absolute path of a file, beginning with /",
+                "agent.toml: nodes_file = \"n.toml\": must be an absolute path, beginning with /",
             ),
             (
                 "routing = 'fast'",
-                "agent.toml: routing = \"fast\": must be \"direct\" or \"router\"",
+                "agent.toml: routing = \"fast\": must be \"auto\", \"direct\", \"vxlan\" or \"router\"",
+            ),
+            (
+                "vxlan_vni = 16777216",
+                "agent.toml: vxlan_vni = 16777216: must be a number from 1 to 16777215",
+            ),
+            (
+                "vxlan_port = 65536",
+                "agent.toml: vxlan_port = 65536: must be a number from 1 to 65535",
+            ),
+            (
+                "vxlan_accept = 'yes'",
+                "agent.toml: vxlan_accept = \"yes\": must be true or false",
             ),
             (
                 "mtu = 100",
@@ -592,8 +856,7 @@ mod tests {
             assert_eq!(told.replace("\"a\": no", "'a': no"), expected, "{content}");
         }
         let error = Config::parse_router(Path::new("router.toml"), "node = 'a'").unwrap_err();
-        let expected =
-            "router.toml: node = \"a\": no such key; there are registry, nodes_file, kubeconfig";
+        let expected = "router.toml: node = \"a\": no such key; there are registry, nodes_file, kubeconfig, listen, log";
         assert_eq!(error.to_string(), expected);
     }
 
@@ -623,7 +886,7 @@ mod tests {
     #[test]
     fn a_name_that_is_given_goes_before_the_file_and_the_file_before_the_host() {
         let name = |content: &str, given: Option<&str>| {
-            let config = Config::parse_agent(Path::new("a"), content, (given, "Host")).unwrap();
+            let config = Config::parse_named(Path::new("a"), content, (given, "Host")).unwrap();
             match config.role {
                 Role::Node(node) => node.name,
                 Role::Router => panic!("an agent's file makes a node"),

@@ -96,15 +96,24 @@ impl Machine {
     }
 
     pub fn start(&self, role: &str) -> Agent<'_> {
+        self.start_with(role, "log", role)
+    }
+
+    /// A second agent beside, with a file and a log of that name.
+    pub fn start_as(&self, role: &str, name: &str) -> Agent<'_> {
+        self.start_with(role, &format!("{name}.log"), name)
+    }
+
+    fn start_with(&self, role: &str, log: &str, config: &str) -> Agent<'_> {
         let log = std::fs::File::options()
             .append(true)
             .create(true)
-            .open(self.path("log"))
+            .open(self.path(log))
             .unwrap();
         let mut command = self.podspan(role);
         command
             .arg("--config")
-            .arg(self.path(&format!("{role}.toml")))
+            .arg(self.path(&format!("{config}.toml")))
             .stderr(log);
         Agent {
             machine: self,

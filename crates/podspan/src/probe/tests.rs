@@ -1,0 +1,118 @@
+use std::path::Path;
+
+use super::*;
+use crate::config::Routing;
+use crate::desired::{Subnet, Underlay, desired};
+use crate::registry::nodes_file;
+
+fn config(routing: Routing) -> Config {
+    let content = "mtu = 1400\nlisten = 'off'";
+    let mut config = Config::parse_agent(Path::new("agent.toml"), content, "node1").unwrap();
+    if let Role::Node(role) = &mut config.role {
+        role.routing = routing;
+    }
+    config
+}
+
+fn targets_of(config: &Config) -> Targets {
+    let nodes = r#"
+        [[nodes]]
+        name = "node1"
+        addresses = ["192.168.1.11", "fd00::11"]
+        pod_cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"]
+        [[nodes]]
+        name = "node2"
+        addresses = ["192.168.1.12", "fd00::12"]
+        pod_cidrs = ["10.244.2.0/24", "fd00:10:244:2::/64", "10.245.2.0/24"]
+        [[nodes]]
+        name = "elsewhere"
+        addresses = ["172.16.0.3"]
+        pod_cidrs = ["10.244.3.0/24"]
+    "#;
+    let (cluster, _) = nodes_file::parse(Path::new("nodes.toml"), nodes).unwrap();
+    let subnet = |net: &str| Subnet {
+        net: net.parse().unwrap(),
+        link: 2,
+        link_name: "eth0".into(),
+        mtu: 1500,
+        up: true,
+    };
+    let underlay = Underlay {
+        subnets: vec![subnet("192.168.1.11/24"), subnet("fd00::11/64")],
+    };
+    let (desired, _) = desired(config, &cluster, &underlay).unwrap();
+    let desired = desired.unwrap();
+    let found = targets(config, &cluster, &desired, &Targets::default());
+    let again = targets(config, &cluster, &desired, &found);
+    assert_eq!(again, found);
+    let mut both = again.peers.iter().zip(&found.peers);
+    assert!(both.all(|(one, other)| Arc::ptr_eq(one, other)));
+    found
+}
+
+fn ways(targets: &Targets) -> Vec<String> {
+    let ways = targets.peers.iter();
+    ways.map(|peer| format!("{} -> {peer}", peer.source))
+        .collect()
+}
+
+#[test]
+fn every_pod_cidr_that_there_is_a_route_for_is_tested_from_the_gateway_of_its_family() {
+    let direct = targets_of(&config(Routing::Direct));
+    let expected = [
+        "10.244.1.1 -> node2 (10.244.2.1)",
+        "fd00:10:244:1::1 -> node2 (fd00:10:244:2::1)",
+        "10.244.1.1 -> node2 (10.245.2.1)",
+    ];
+    assert_eq!(ways(&direct), expected);
+    assert_eq!(direct.mtu, Some(1400));
+    assert_eq!(direct.peers[0].address, Some([192, 168, 1, 12].into()));
+    let router = Routing::Router {
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        routers: vec![[192, 168, 1, 1].into()],
+    };
+    let expected = [
+        "10.244.1.1 -> node2 (10.244.2.1)",
+        "10.244.1.1 -> elsewhere (10.244.3.1)",
+    ];
+    assert_eq!(ways(&targets_of(&config(router))), expected);
+}
+
+#[test]
+fn where_it_is_switched_off_nothing_is_tested_nor_answered() {
+    let mut config = config(Routing::Direct);
+    if let Role::Node(role) = &mut config.role {
+        role.probe = false;
+    }
+    assert_eq!(targets_of(&config), Targets::default());
+}
+
+#[test]
+fn what_fails_is_told_with_what_mends_it_and_many_together() {
+    let peer = |n: u8| Peer {
+        node: format!("node{n}").into(),
+        gateway: [10, 244, n, 1].into(),
+        address: Some([192, 168, 1, n].into()),
+        source: [10, 244, 0, 1].into(),
+    };
+    let way = Way {
+        link: "podspan.1".into(),
+        kind: Some("vxlan".into()),
+    };
+    let silent = describe(&peer(2), Failure::Silent, Some(&way));
+    let begin = "peer node2 (10.244.2.1) does not answer on podspan.1; see whether the node is up: ping 192.168.1.2";
+    assert!(silent.starts_with(begin), "{silent}");
+    assert!(silent.ends_with("ethtool -K podspan.1 tx off"), "{silent}");
+    let plain = describe(&peer(2), Failure::Silent, None);
+    assert!(!plain.contains("ethtool"), "{plain}");
+
+    let failing = |count: u8| -> watch::Failing {
+        (1..=count)
+            .map(|n| (Arc::new(peer(n)), (Failure::Silent, None)))
+            .collect()
+    };
+    assert_eq!(told::problems(failing(10).iter()).len(), 10);
+    let many = told::problems(failing(200).iter());
+    assert_eq!(many, told::problems(failing(11).iter()));
+    assert_eq!(many.len(), 1);
+}
