@@ -60,7 +60,8 @@ impl Plane {
         let mut answers = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         answers.read_line(&mut line).unwrap();
-        let places: Value = serde_json::from_str(&line).expect("an API server: its error is above");
+        let places: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("no API server: its error is on standard error"));
         let kubeconfigs = &places["kubeconfigs"];
         for (name, user) in [("admin", "admin"), ("podspan", USER)] {
             let from = kubeconfigs[user].as_str().unwrap();
@@ -125,12 +126,12 @@ impl Plane {
         self.home.path().join("podspan")
     }
 
-    /// A configuration of the agent with that kubeconfig.
+    /// A configuration of the agent with that kubeconfig. The other nodes are not there to answer a probe.
     pub fn configure(&self, machine: &Machine, more: &str) {
         let directory = machine.path("");
         let agent = format!(
             "node = \"node1\"\nregistry = \"kubernetes\"\nkubeconfig = \"{}\"\n\
-             conflist = \"{}/net.d/10-podspan.conflist\"\n{more}",
+             conflist = \"{}/net.d/10-podspan.conflist\"\nprobe = false\nlisten = \"off\"\n{more}",
             self.kubeconfig().display(),
             directory.display(),
         );
