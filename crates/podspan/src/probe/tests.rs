@@ -118,13 +118,13 @@ fn what_fails_is_told_with_what_mends_it_and_many_together() {
     let plain = describe(&peer(2), Failure::Silent, None);
     assert!(!plain.contains("ethtool"), "{plain}");
 
-    let failing = |count: u8| -> watch::Failing {
-        (1..=count)
-            .map(|n| (Arc::new(peer(n)), (Failure::Silent, None)))
-            .collect()
+    let failing = |count: u8| -> Failing {
+        let peers = (1..=count).map(|n| (Arc::new(peer(n)), Failure::Silent));
+        peers.collect()
     };
-    assert_eq!(told::problems(failing(10).iter()).len(), 10);
-    let many = told::problems(failing(200).iter());
-    assert_eq!(many, told::problems(failing(11).iter()));
-    assert_eq!(many.len(), 1);
+    let problems = |count| told::problems(&failing(count), |_| Some(way.clone()));
+    assert_eq!(problems(10).len(), 10);
+    assert!(problems(10).iter().all(|line| line.contains("ethtool")));
+    assert_eq!(problems(11).len(), 1);
+    assert_eq!(problems(11), problems(200));
 }
