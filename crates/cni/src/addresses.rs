@@ -145,6 +145,14 @@ impl Addresses {
 }
 
 impl AddressStore {
+    /// True where another plugin than ours may have given some of the addresses: in a directory that was host-local's.
+    pub fn may_be_adopted(&self, network: &NetworkName) -> bool {
+        match self {
+            Self::Own(dir) => Ipam::may_be_adopted(&dir.join(network.as_str())),
+            Self::Delegated(_) => false,
+        }
+    }
+
     /// Gives back the addresses of an attachment; that it has none is fine.
     ///
     /// # Errors
@@ -184,6 +192,7 @@ impl From<IpamRoute> for Route {
                 advmss: route.advmss,
                 table: route.table,
                 scope: route.scope,
+                ..RouteOptions::default()
             },
         }
     }

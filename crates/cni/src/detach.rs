@@ -5,8 +5,9 @@
 //! kept: giving it out again while a pod still answers for it is worse than DEL failing, which the runtime repeats.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
-use podspan_kernel::Link;
+use podspan_kernel::{Link, Netlink, Netns};
 
 use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, IfbMaker, NetworkName};
@@ -14,6 +15,7 @@ use crate::bandwidth::{collect_ifbs, find_ifb};
 use crate::error::Error;
 use crate::host::Host;
 use crate::ipam::{Ipam, boot_id};
+use crate::request::PodRequest;
 
 /// Removes the attachment's links and frees its addresses.
 ///
@@ -31,6 +33,44 @@ pub fn detach(
         errors.extend(store.give_back(network, id).err());
     }
     Error::from_all(errors)
+}
+
+/// Removes the veth pair of an attachment that another plugin made, whose directory of addresses this network goes on with.
+///
+/// Its host veth bears neither our name nor our mark; but the address is the attachment's on record, so that the interface of
+/// that name in the pod's namespace is what it was given for. With the namespace the pair has gone by itself.
+///
+/// # Errors
+/// What the kernel or the file system answered: the address is then kept.
+pub fn remove_adopted_link(
+    host: &mut Host,
+    network: &NetworkName,
+    pod: &PodRequest<Option<PathBuf>>,
+    store: &AddressStore,
+) -> Result<(), Error> {
+    let AddressStore::Own(dir) = store else {
+        return Ok(());
+    };
+    let Some(Ok(netns)) = pod.netns.as_ref().map(Netns::open) else {
+        return Ok(());
+    };
+    let (id, node) = (&pod.attachment, host.netns()?);
+    if netns.is_same(&node)? || host.find_link(&id.host_veth(network))?.is_some() {
+        return Ok(());
+    }
+    let addresses = Ipam::of_network(dir, network, &boot_id()?)?.find(id)?;
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    // A socket belongs to the namespace that it was opened in; everything that follows is the node's.
+    netns.enter()?;
+    let inside = Netlink::open();
+    node.enter()?;
+    let mut inside = inside?;
+    match inside.find_link(&id.ifname)? {
+        Some(link) if link.is_veth() => Ok(inside.remove_link(link.index)?),
+        _ => Ok(()),
+    }
 }
 
 /// Undoes an ADD, whose thread may be in the pod's network namespace by now: what filters is reached from the node's only, and

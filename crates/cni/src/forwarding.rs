@@ -207,24 +207,32 @@ pub fn forget(nft: &mut Nft, batch: &mut Batch, is_gone: impl Fn(&str) -> bool) 
     Ok(())
 }
 
-/// Removes our chain from one of the [`TABLES`], with what leads to it from `FORWARD`; false when it is not there. The
+/// Removes a chain of ours from one of the [`TABLES`], with what leads to it from `FORWARD`; false when it is not there. The
 /// administrator's chain stays.
 ///
 /// # Errors
 /// What the kernel answered; EBUSY when somebody else's rules jump to it.
-pub fn remove(nft: &mut Nft, table: Table<'_>) -> Result<bool> {
-    let [forward, ours] = ["FORWARD", NAME].map(|name| Chain::plain(table, name));
+pub fn remove(nft: &mut Nft, table: Table<'_>, name: &str) -> Result<bool> {
+    let [forward, ours] = ["FORWARD", name].map(|name| Chain::plain(table, name));
+    remove_chain(nft, forward, ours)
+}
+
+/// Removes a chain with what leads to it from `base`; false when it is not there.
+///
+/// # Errors
+/// What the kernel answered; EBUSY when rules of another chain jump to it.
+pub fn remove_chain(nft: &mut Nft, base: Chain<'_>, chain: Chain<'_>) -> Result<bool> {
     let mut is_there = false;
     nft.settle(|nft| {
         let mut batch = Batch::new();
-        is_there = nft.has_chain(ours)?;
+        is_there = nft.has_chain(chain)?;
         if is_there {
-            for rule in nft.list_rules(forward)? {
-                if jumps(&rule, ours) {
-                    batch.delete_rule(forward, rule.handle);
+            for rule in nft.list_rules(base)? {
+                if jumps(&rule, chain) {
+                    batch.delete_rule(base, rule.handle);
                 }
             }
-            batch.delete_chain(ours);
+            batch.delete_chain(chain);
         }
         Ok(batch)
     })?;

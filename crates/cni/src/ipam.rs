@@ -71,6 +71,13 @@ impl Ipam {
         Store::open(data_dir, network, boot_id)
     }
 
+    /// True where host-local works in the directory of a network, or has before. Takes no lock, and fails never.
+    pub fn may_be_adopted(directory: &Path) -> bool {
+        store::MARKS_OF_HOST_LOCAL
+            .iter()
+            .any(|name| directory.join(name).exists())
+    }
+
     /// Takes one address of each range set, in their order: all of them, or none.
     ///
     /// # Errors

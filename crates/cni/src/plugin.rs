@@ -183,12 +183,11 @@ fn append(mut before: CniResult, mut ours: CniResult) -> CniResult {
 
 fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
     let mut host = Host::open()?;
-    detach(
-        &mut host,
-        &input.network,
-        &pod.attachment,
-        &input.address_store()?,
-    )?;
+    let store = input.address_store()?;
+    if store.may_be_adopted(&input.network) {
+        detach::remove_adopted_link(&mut host, &input.network, pod, &store)?;
+    }
+    detach(&mut host, &input.network, &pod.attachment, &store)?;
     // Everything is freed; a path that leads to the node itself is still worth telling (T8).
     match pod.netns.as_ref().map(Netns::open) {
         Some(Ok(netns)) => require_foreign(&netns, &host, pod.own_netns_allowed),

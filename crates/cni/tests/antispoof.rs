@@ -200,20 +200,32 @@ fn a_pod_advertises_itself_only_and_no_router() {
     let (_node, a, b) = pods(json!({}));
     let to: SocketAddrV6 = format!("[{}]:0", B[1]).parse().unwrap();
     assert!(arrives(&a, A[1], (&b, B)));
-    let advertises = |kind: u8, target: &str| {
-        let target: Ipv6Addr = target.parse().unwrap();
-        let mut message = vec![kind, 0, 0, 0, 0x20, 0, 0, 0];
-        message.extend(target.octets());
-        let (sender, receiver) = (a.run(icmpv6), b.run(icmpv6));
-        rustix::net::sendto(&sender, &message, SendFlags::empty(), &to).unwrap();
+    let heard = |receiver: &OwnedFd, message: &[u8]| {
         // Neighbour discovery of the namespaces themselves comes by too.
         let mut buffer = [0; 256];
-        while let Ok((length, _)) = rustix::net::recv(&receiver, &mut buffer, RecvFlags::empty()) {
-            if buffer[..length].first() == Some(&kind) && buffer[8..24] == target.octets() {
+        while let Ok((length, _)) = rustix::net::recv(receiver, &mut buffer, RecvFlags::empty()) {
+            if buffer[..length].first() == message.first() && buffer[8..24] == message[8..] {
                 return true;
             }
         }
         false
+    };
+    let advertises = |kind: u8, target: &str| {
+        let message = about(kind, target);
+        let (sender, receiver) = (a.run(icmpv6), b.run(icmpv6));
+        rustix::net::sendto(&sender, &message, SendFlags::empty(), &to).unwrap();
+        heard(&receiver, &message)
+    };
+    let advertises_behind_a_header = |kind: u8, target: &str| {
+        let message = about(kind, target);
+        let receiver = b.run(icmpv6);
+        let sender = a.run(|| {
+            let kind = (AddressFamily::INET6, SocketType::RAW, Some(ipproto::RAW));
+            rustix::net::socket(kind.0, kind.1, kind.2).unwrap()
+        });
+        let packet = with_hop_by_hop_header([A[1], B[1]], &message);
+        rustix::net::sendto(&sender, &packet, SendFlags::empty(), &to).unwrap();
+        heard(&receiver, &message)
     };
     let (advertisement, router, redirect) = (136, 134, 137);
     assert!(advertises(advertisement, A[1]));
@@ -223,10 +235,47 @@ fn a_pod_advertises_itself_only_and_no_router() {
         "the gateway's"
     );
     assert!(!advertises(router, A[1]));
+    assert!(advertises_behind_a_header(advertisement, A[1]));
+    assert!(!advertises_behind_a_header(advertisement, B[1]));
+    assert!(!advertises_behind_a_header(router, A[1]));
     nft("flush set bridge podspan guarded");
     assert!(
         advertises(advertisement, B[1]) && advertises(router, A[1]) && advertises(redirect, A[1])
     );
+    assert!(advertises_behind_a_header(router, A[1]));
+}
+
+/// A message of neighbour discovery about that address, whose checksum is still zero.
+fn about(kind: u8, target: &str) -> Vec<u8> {
+    let target: Ipv6Addr = target.parse().unwrap();
+    let mut message = vec![kind, 0, 0, 0, 0x20, 0, 0, 0];
+    message.extend(target.octets());
+    message
+}
+
+/// A whole packet (RFC 8200) in which a header of options that say nothing stands before the ICMPv6 message.
+fn with_hop_by_hop_header(ends: [&str; 2], message: &[u8]) -> Vec<u8> {
+    const ICMPV6: u8 = 58;
+    let ends: Vec<u8> = ends
+        .iter()
+        .flat_map(|ip| ip.parse::<Ipv6Addr>().unwrap().octets())
+        .collect();
+    let options = [ICMPV6, 0, 1, 4, 0, 0, 0, 0];
+    let length = u8::try_from(options.len() + message.len()).unwrap();
+    let mut packet = vec![0x60, 0, 0, 0, 0, length, 0, 255];
+    packet.extend(&ends);
+    packet.extend(options);
+    let begin = packet.len();
+    packet.extend(message);
+    // The Internet checksum (RFC 1071) of addresses, length, protocol and message; all of even length here.
+    let pseudo = [&ends[..], &[0, message.len() as u8, 0, ICMPV6], message].concat();
+    let pairs = pseudo
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum: u32 = pairs.sum();
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    packet[begin + 2..begin + 4].copy_from_slice(&sum.to_be_bytes());
+    packet
 }
 
 #[test]
@@ -358,7 +407,7 @@ fn under_the_name_bridge_nothing_is_guarded_unless_asked_for() {
     assert!(
         node.filtered()
             .iter()
-            .any(|text| text.starts_with("port_ip6"))
+            .any(|text| text.starts_with("port_mac_ip6"))
     );
 }
 
@@ -382,9 +431,9 @@ fn t28_check_names_what_the_guard_lacks() {
             format!("{} is missing in set bridge podspan port_mac", A[2]),
         ),
         (
-            "port_ip6",
-            format!("\"{port}\" . {}", A[1]),
-            format!("{} is missing in set bridge podspan port_ip6", A[1]),
+            "port_mac_ip6",
+            format!("\"{port}\" . {} . {}", A[2], A[1]),
+            format!("{} is missing in set bridge podspan port_mac_ip6", A[1]),
         ),
     ] {
         nft(&format!("delete element bridge podspan {set} {{ {key} }}"));
@@ -394,10 +443,10 @@ fn t28_check_names_what_the_guard_lacks() {
     nft("delete table bridge podspan");
     let (_, text) = node.check("c1", &pod, &conf).expect_error();
     for told in [
-        "the rules of set bridge podspan rules_guard_2",
+        "the rules of set bridge podspan rules_guard_3",
         "record",
         "guarded",
-        "port_ip4",
+        "port_mac_ip4",
     ] {
         assert!(text.contains(told), "{told}: {text}");
     }

@@ -23,15 +23,18 @@ pub mod sysctl;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod vlan;
+mod vxlan;
 
 pub use address::Address;
 pub use error::{Error, Result, errno_text};
 pub use link::{BridgeVlans, Link, LinkChange, LinkGroup, LinkKey, VethEnd, VethPair};
-pub use monitor::Monitor;
+pub use monitor::{LinkSet, Monitor};
 pub use names::{IfName, Invalid, Mac, Prefix, hash};
+pub use neighbour::Neighbour;
 pub use netlink::Netlink;
 pub use netns::Netns;
 pub use qdisc::Bandwidth;
 pub use route::{Route, RouteOptions, RouteProtocol};
 pub use rustix::io::Errno;
 pub use vlan::Vlans;
+pub use vxlan::{FdbEntry, Vxlan, VxlanDevice};

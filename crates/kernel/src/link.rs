@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::names::{IfName, Mac};
 use crate::netlink::{Message, Netlink};
 use crate::netns::Netns;
+use crate::vxlan::{Vxlan, read_vxlan};
 
 /// `IFLA_BRPORT_STATE` (linux/if_link.h).
 const IFLA_BRPORT_STATE: u16 = 1;
@@ -57,6 +58,10 @@ pub struct Link {
     pub tx_queue_length: u32,
     /// For a bridge: what it does about VLANs.
     pub vlans: BridgeVlans,
+    /// For a VXLAN device: what it is.
+    pub vxlan: Option<Vxlan>,
+    /// For a bridge: see [`LinkChange::netfilter`]; none where the kernel knows no such thing.
+    pub netfilter: Option<bool>,
 }
 
 /// What a bridge does about VLANs.
@@ -131,7 +136,11 @@ pub struct LinkChange<'a> {
     pub all_multicast: Option<bool>,
     /// The new length of the transmit queue in packets.
     pub tx_queue_length: Option<u32>,
-    /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none.
+    /// For a bridge: what it forwards passes the filters of IP too, as `net.bridge.bridge-nf-call-iptables` makes all bridges
+    /// do. Without effect as long as the kernel has not loaded `br_netfilter`.
+    pub netfilter: Option<bool>,
+    /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none. On a link that is no
+    /// port, before it is set up: in one request the kernel sets it up first (`do_setlink`).
     pub no_link_local: bool,
 }
 
@@ -173,6 +182,12 @@ impl std::fmt::Display for LinkChange<'_> {
             if let Some(on) = value {
                 write!(f, " {word} {}", if on { "on" } else { "off" })?;
             }
+        }
+        if let Some(on) = self.netfilter.map(u8::from) {
+            write!(
+                f,
+                " type bridge nf_call_iptables {on} nf_call_ip6tables {on}"
+            )?;
         }
         Ok(())
     }
@@ -353,6 +368,15 @@ impl Netlink {
                 LinkInfo::PortData(InfoPortData::BridgePort(port)),
             ]));
         }
+        if let Some(on) = change.netfilter {
+            attributes.push(LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Bridge),
+                LinkInfo::Data(InfoData::Bridge(vec![
+                    InfoBridge::NfCallIpTables(on),
+                    InfoBridge::NfCallIp6Tables(on),
+                ])),
+            ]));
+        }
         if change.no_link_local {
             let inet6 = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
             attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
@@ -509,6 +533,8 @@ fn read_link(message: LinkMessage) -> Link {
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         tx_queue_length: 0,
         vlans: BridgeVlans::default(),
+        vxlan: None,
+        netfilter: None,
         isolated: false,
     };
     for attribute in message.attributes {
@@ -526,7 +552,11 @@ fn read_link(message: LinkMessage) -> Link {
                     link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
                     link.isolated = port.contains(&InfoBridgePort::Isolated(true));
                 }
-                LinkInfo::Data(InfoData::Bridge(bridge)) => link.vlans = read_vlans(&bridge),
+                LinkInfo::Data(InfoData::Bridge(bridge)) => {
+                    link.vlans = read_vlans(&bridge);
+                    link.netfilter = read_netfilter(&bridge);
+                }
+                LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(read_vxlan(&data)),
                 _ => {}
             }),
             _ => {}
@@ -545,6 +575,15 @@ fn read_vlans(bridge: &[InfoBridge]) -> BridgeVlans {
         }
     }
     vlans
+}
+
+/// True when both families are filtered.
+fn read_netfilter(bridge: &[InfoBridge]) -> Option<bool> {
+    let calls = bridge.iter().filter_map(|info| match info {
+        InfoBridge::NfCallIpTables(on) | InfoBridge::NfCallIp6Tables(on) => Some(*on),
+        _ => None,
+    });
+    calls.reduce(|both, on| both && on)
 }
 
 /// The family that an address belongs to, in the words of the netlink codec.
@@ -585,6 +624,36 @@ mod tests {
         std::thread::scope(|scope| scope.spawn(make).join())
             .unwrap()
             .unwrap()
+    }
+
+    #[test]
+    fn one_bridge_s_packets_pass_the_filters_of_ip() {
+        let ns = TestNs::new();
+        let mut netlink = Netlink::open().unwrap();
+        for bridge in ["br0", "br1"] {
+            ns.ip(&format!("link add {bridge} type bridge"));
+        }
+        for on in [true, false] {
+            let change = LinkChange {
+                netfilter: Some(on),
+                ..LinkChange::default()
+            };
+            netlink.set_link(&name("br0"), change).unwrap();
+            let data = ns.ip("-d link show br0")[0]["linkinfo"]["info_data"].clone();
+            let calls = [&data["nf_call_iptables"], &data["nf_call_ip6tables"]];
+            assert_eq!(calls, [u8::from(on), u8::from(on)]);
+            assert_eq!(netlink.link(&name("br0")).unwrap().netfilter, Some(on));
+            assert_eq!(netlink.link(&name("br1")).unwrap().netfilter, Some(false));
+        }
+        assert_eq!(netlink.link(&name("lo")).unwrap().netfilter, None);
+        let text = LinkChange {
+            netfilter: Some(true),
+            ..LinkChange::default()
+        };
+        assert_eq!(
+            text.to_string(),
+            " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
+        );
     }
 
     #[test]

@@ -1,15 +1,86 @@
-//! Neighbours: what the kernel has found out about who has which address on a link, and how to make it forget.
+//! Neighbours: who has which address on a link. What the kernel has found out, and how to make it forget; and what is
+//! written down, so that nothing need be found out.
 //!
 //! Only what was found out is forgotten: what somebody wrote down (`permanent`) stays, and so do the entries that need no
 //! finding out (`noarp`). A surprise: each namespace sees its own, but the kernel counts those of all namespaces together
-//! (`gc_entries` of `struct neigh_table`), and beyond `gc_thresh3` nobody on the machine finds a new one.
+//! (`gc_entries` of `struct neigh_table`), and beyond `gc_thresh3` nobody on the machine finds a new one. What was
+//! written down does not count (`exempt_from_gc`).
 
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 
 use crate::error::Result;
+use crate::link::family;
+use crate::names::Mac;
 use crate::netlink::{Message, Netlink};
 
+/// Who has an address on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Neighbour {
+    /// The address.
+    pub ip: IpAddr,
+    /// The Ethernet address of who has it.
+    pub mac: Mac,
+}
+
 impl Netlink {
+    /// The neighbours on that link that somebody wrote down, IPv4 first.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn list_permanent_neighbours(&mut self, link: u32) -> Result<Vec<Neighbour>> {
+        let mut all = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = NeighbourMessage::default();
+            request.header.family = family;
+            // The kernel filters by it; the header's own index it refuses here (`neigh_valid_dump_req`).
+            request.attributes = vec![NeighbourAttribute::IfIndex(link)];
+            let request = Message::GetNeighbour(request);
+            all.extend(
+                self.dump(request, "list neighbours", |message| match message {
+                    Message::NewNeighbour(neighbour) if neighbour.header.ifindex == link => {
+                        read_permanent(&neighbour)
+                    }
+                    _ => None,
+                })?,
+            );
+        }
+        Ok(all)
+    }
+
+    /// Writes down who has an address on a link, in the place of what is known of that address.
+    ///
+    /// # Errors
+    /// Not found; what the kernel answered.
+    pub fn replace_neighbour(&mut self, link: u32, neighbour: Neighbour) -> Result<()> {
+        let Neighbour { ip, mac } = neighbour;
+        let mut message = about(link, ip);
+        message.header.state = NeighbourState::Permanent;
+        let address = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
+        message.attributes.push(address);
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(Message::NewNeighbour(message), flags, || {
+            format!("replace neighbour {ip} lladdr {mac} dev {link}")
+        })
+    }
+
+    /// Forgets who has an address on a link; that nothing is known of it is fine.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn remove_neighbour(&mut self, link: u32, ip: IpAddr) -> Result<()> {
+        let message = Message::DelNeighbour(about(link, ip));
+        match self.change(message, 0, || format!("remove neighbour {ip} dev {link}")) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Forgets every neighbour that was found out, of both families.
     ///
     /// # Errors
@@ -32,6 +103,36 @@ impl Netlink {
         }
         Ok(())
     }
+}
+
+fn about(link: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(ip);
+    message.header.ifindex = link;
+    message.attributes = vec![NeighbourAttribute::Destination(ip.into())];
+    message
+}
+
+fn read_permanent(message: &NeighbourMessage) -> Option<Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                ip = Some((*v4).into());
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                ip = Some((*v6).into());
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = bytes.as_slice().try_into().ok().map(Mac);
+            }
+            _ => {}
+        }
+    }
+    Some(Neighbour { ip: ip?, mac: mac? })
 }
 
 fn is_found_out(neighbour: &NeighbourMessage) -> bool {

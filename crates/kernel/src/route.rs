@@ -60,6 +60,10 @@ pub struct RouteOptions {
     pub table: Option<u32>,
     /// The scope (`rt_scopes`); none is `link` without a next hop and `global` with one.
     pub scope: Option<u8>,
+    /// The next hop is taken to be on the link, whatever its address (`RTNH_F_ONLINK`); IPv6 has that for link-local ones.
+    pub onlink: bool,
+    /// The address from which this machine itself sends by it.
+    pub source: Option<IpAddr>,
 }
 
 /// The metric that IPv6 routes have when none is given (`IP6_RT_PRIO_USER`).
@@ -79,8 +83,16 @@ impl fmt::Display for Route {
             mtu,
             advmss,
             table,
+            onlink,
+            source,
             ..
         } = self.options;
+        if onlink {
+            f.write_str(" onlink")?;
+        }
+        if let Some(source) = source {
+            write!(f, " src {source}")?;
+        }
         for (word, value) in [
             ("metric", metric),
             ("mtu", mtu),
@@ -230,6 +242,7 @@ fn route_message(route: &Route) -> RouteMessage {
     };
     let table = options.table.unwrap_or(MAIN_TABLE);
     header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    header.flags.set(RouteFlags::Onlink, options.onlink);
 
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Table(table));
@@ -243,6 +256,11 @@ fn route_message(route: &Route) -> RouteMessage {
     );
     attributes.extend(route.link.map(RouteAttribute::Oif));
     attributes.extend(options.metric.map(RouteAttribute::Priority));
+    attributes.extend(
+        options
+            .source
+            .map(|ip| RouteAttribute::PrefSource(route_address(ip))),
+    );
     let metrics: Vec<_> = options
         .mtu
         .map(RouteMetric::Mtu)
@@ -272,10 +290,14 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
         next_hop: None,
         link: None,
         protocol: RouteProtocol(header.protocol.into()),
-        options: RouteOptions::default(),
+        options: RouteOptions {
+            onlink: header.flags.contains(RouteFlags::Onlink),
+            ..RouteOptions::default()
+        },
     };
     for attribute in &message.attributes {
         match attribute {
+            RouteAttribute::PrefSource(address) => route.options.source = ip(address),
             RouteAttribute::Destination(address) => dst = ip(address)?,
             RouteAttribute::Gateway(address) => route.next_hop = ip(address),
             RouteAttribute::Oif(index) => route.link = Some(*index),

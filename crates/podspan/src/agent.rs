@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use podspan_kernel::Netlink;
+use podspan_kernel::{LinkSet, Netlink};
 
 use crate::apply::apply;
 use crate::beside;
@@ -22,6 +22,7 @@ use crate::events::{self, Event};
 use crate::log::{Fact, Log};
 use crate::look::{Look, look};
 use crate::metrics::{Kind, Metrics};
+use crate::packet_filter::PacketFilter;
 use crate::plan::Change;
 use crate::probe;
 use crate::refusal::Refusal;
@@ -47,13 +48,16 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let log = Log {
         format: config.operation.log,
     };
-    let (sender, events) = events::start(files)?;
+    let tunnels = LinkSet::default();
+    let (sender, events) = events::start(files, tunnels.clone())?;
     let board = Arc::new(Board::new());
     beside::start(config, &board, sender)?;
     let mut agent = Agent {
         config,
         netlink: Netlink::open()?,
+        filter: PacketFilter::default(),
         registry: Registry::new(&config.nodes_file),
+        tunnels,
         told: Told::default(),
         board,
         log,
@@ -105,7 +109,10 @@ fn wait(events: &Receiver<Event>, begin: Instant, log: Log) -> anyhow::Result<Wa
 struct Agent<'a> {
     config: &'a Config,
     netlink: Netlink,
+    filter: PacketFilter,
     registry: Registry,
+    /// The VXLAN devices, whose neighbours somebody else may change.
+    tunnels: LinkSet,
     told: Told,
     board: Arc<Board>,
     log: Log,
@@ -136,24 +143,29 @@ impl Agent<'_> {
         found.refuse(self.registry.refusals());
         let metrics = &self.board.metrics;
         match self.registry.cluster() {
-            Some(cluster) => match look(&mut self.netlink, self.config, cluster) {
-                Ok(look) => {
-                    metrics.nodes.set(count(cluster.nodes.len()));
-                    found.note(self.config, &look, metrics);
-                    if let Some((desired, _)) = &look.both {
-                        let last = self.board.last_targets();
-                        let targets = probe::targets(self.config, cluster, desired, &last);
-                        self.board.set_targets(targets);
+            Some(cluster) => {
+                match look(&mut self.netlink, &mut self.filter, self.config, cluster) {
+                    Ok(look) => {
+                        if let Some((desired, observed)) = &look.both {
+                            let tunnels = observed.tunnels.iter();
+                            self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
+                            let last = self.board.last_targets();
+                            let targets = probe::targets(self.config, cluster, desired, &last);
+                            self.board.set_targets(targets);
+                        }
+                        metrics.nodes.set(count(cluster.nodes.len()));
+                        found.note(self.config, &look, metrics);
+                        let at = (&mut self.netlink, &mut self.filter);
+                        found.make(at, &look.plan.changes, metrics);
+                        metrics.look_succeeded();
                     }
-                    found.make(&mut self.netlink, &look.plan.changes, metrics);
-                    metrics.look_succeeded();
+                    Err(error) => {
+                        metrics.look_failures.inc();
+                        found.report.unready.push(format!("{error:#}"));
+                        found.problems.insert(format!("{error:#}"));
+                    }
                 }
-                Err(error) => {
-                    metrics.look_failures.inc();
-                    found.report.unready.push(format!("{error:#}"));
-                    found.problems.insert(format!("{error:#}"));
-                }
-            },
+            }
             None => found.report.unready.extend(found.problems.iter().cloned()),
         }
         self.tell(found, begin);
@@ -197,8 +209,13 @@ impl Found {
     }
 
     /// Makes the changes, and notes what became of them.
-    fn make(&mut self, netlink: &mut Netlink, changes: &[Change], metrics: &Metrics) {
-        apply(netlink, changes, |change, outcome| {
+    fn make(
+        &mut self,
+        at: (&mut Netlink, &mut PacketFilter),
+        changes: &[Change],
+        metrics: &Metrics,
+    ) {
+        apply(at, changes, |change, outcome| {
             let kind = Kind {
                 kind: change.kind(),
             };

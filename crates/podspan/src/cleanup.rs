@@ -7,15 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use podspan_cni::attachment::MARK;
+use podspan_cni::attachment::{AttachmentId, MARK, NetworkName};
 use podspan_cni::filter::TABLES;
 use podspan_cni::forwarding;
+use podspan_cni::ipam::{Ipam, boot_id};
+use podspan_cni::program::install::uninstall;
 use podspan_kernel::nft::{Batch, Nft};
 use podspan_kernel::{Netlink, RouteProtocol};
 use serde::Serialize;
 
-use crate::config::{self, Config, Role};
+use crate::config;
 use crate::conflist;
+use crate::events;
 use crate::output::{Output, exit_code};
 
 /// Where everything is that lives as long as the boot.
@@ -30,27 +33,53 @@ pub struct Cleanup {
     pub removed: Vec<String>,
     /// What could not be removed, and why.
     pub failed: Vec<String>,
+    /// The attachments whose link was removed.
+    #[serde(skip)]
+    detached: Vec<(NetworkName, AttachmentId)>,
+}
+
+/// What is to be cleaned besides.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The agent's configuration, which says where the conflist is [default: /etc/podspan/agent.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where addresses are kept; those of the attachments that are removed are freed [default: what the configuration says]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Also remove the plugin, and the names that link to it, from this directory
+    #[arg(long, value_name = "DIR")]
+    plugins: Option<PathBuf>,
+    /// Then wait for SIGTERM, as a container of a DaemonSet must; what failed ends it at once
+    #[arg(long)]
+    stay: bool,
 }
 
 /// Cleans this machine and prints what became of it; the exit status says whether all went.
 ///
 /// # Errors
 /// A configuration that is not right: it would say where the conflist is.
-pub fn run(config: Option<&Path>, output: Output) -> anyhow::Result<ExitCode> {
-    let cleanup = clean(&conflist_path(config)?, Path::new(RUN));
+pub fn run(arguments: &Arguments, output: Output) -> anyhow::Result<ExitCode> {
+    let role = config::read_node_if_there(arguments.config.as_deref())?;
+    let conflist = role
+        .as_ref()
+        .map_or(Path::new(config::CONFLIST), |role| &role.conflist);
+    let data_dir = arguments
+        .data_dir
+        .as_ref()
+        .or(role.as_ref().map(|role| &role.data_dir));
+    let mut cleanup = clean(conflist, Path::new(RUN));
+    if let Some(data_dir) = data_dir.filter(|dir| *dir != Path::new(config::DATA_DIR)) {
+        cleanup.addresses(data_dir);
+    }
+    if let Some(directory) = &arguments.plugins {
+        cleanup.plugins(directory);
+    }
     output.print(&cleanup, Cleanup::to_text)?;
+    if arguments.stay && cleanup.failed.is_empty() {
+        events::wait_for_end()?;
+    }
     Ok(exit_code(cleanup.failed.is_empty()))
-}
-
-/// Where the conflist is: what the configuration says, where there is one.
-fn conflist_path(config: Option<&Path>) -> anyhow::Result<PathBuf> {
-    if config.is_none() && !Path::new(config::AGENT_FILE).exists() {
-        return Ok(config::CONFLIST.into());
-    }
-    match Config::read(config::RoleName::Node, config)?.role {
-        Role::Node(role) => Ok(role.conflist),
-        Role::Router => Ok(config::CONFLIST.into()),
-    }
 }
 
 /// Removes all that is marked. The conflist goes first: it invites the runtime.
@@ -104,6 +133,30 @@ impl Cleanup {
         }
     }
 
+    /// The addresses of what was detached, in a directory that others have addresses in, too.
+    fn addresses(&mut self, data_dir: &Path) {
+        for (network, id) in std::mem::take(&mut self.detached) {
+            let free = || -> anyhow::Result<()> {
+                Ok(Ipam::of_network(data_dir, &network, &boot_id()?)?.release(&id)?)
+            };
+            let what = format!("addresses of {id} in {}", data_dir.display());
+            self.note(what, free());
+        }
+    }
+
+    /// The plugin, last of all: until here, a runtime can still detach its pods.
+    fn plugins(&mut self, directory: &Path) {
+        match uninstall(directory) {
+            Ok(removed) => {
+                let paths = removed
+                    .iter()
+                    .map(|path| format!("file {}", path.display()));
+                self.removed.extend(paths);
+            }
+            Err(error) => self.fail(&anyhow::Error::from(error).context("remove the plugin")),
+        }
+    }
+
     /// The tables of ours, where there are any; a kernel without nftables has none.
     fn packet_filter(&mut self) {
         let Ok(mut nft) = Nft::open() else { return };
@@ -128,11 +181,13 @@ impl Cleanup {
             return;
         }
         for table in forwarding::TABLES {
-            let what = format!("nft chain {table} {}", forwarding::NAME);
-            match forwarding::remove(&mut nft, table) {
-                Ok(false) => {}
-                Ok(true) => self.note(what, Ok(())),
-                Err(error) => self.note(what, Err(error.into())),
+            for name in [forwarding::NAME, crate::forwarding::NAME] {
+                let what = format!("nft chain {table} {name}");
+                match forwarding::remove(&mut nft, table, name) {
+                    Ok(false) => {}
+                    Ok(true) => self.note(what, Ok(())),
+                    Err(error) => self.note(what, Err(error.into())),
+                }
             }
         }
     }
@@ -152,8 +207,13 @@ impl Cleanup {
             })
             .partition(podspan_kernel::Link::is_bridge);
         for link in others.into_iter().chain(bridges) {
-            let what = format!("link {} ({})", link.name, link.alias.unwrap_or_default());
-            self.note(what, netlink.remove_link(link.index).map_err(Into::into));
+            let alias = link.alias.unwrap_or_default();
+            let outcome = netlink.remove_link(link.index);
+            if outcome.is_ok() {
+                self.detached.extend(AttachmentId::from_alias(&alias));
+            }
+            let what = format!("link {} ({alias})", link.name);
+            self.note(what, outcome.map_err(Into::into));
         }
     }
 
@@ -192,6 +252,17 @@ mod tests {
         ns.ip("link set podspan0 alias podspan:bridge");
         ns.ip("link add pod1 type veth peer name x1");
         ns.ip("link set pod1 alias podspan:podspan/c1/eth0 master podspan0");
+        for (name, vni, alias) in [
+            ("podspan-vxlan4", 112, "podspan:vxlan"),
+            ("foreign2", 7, "x"),
+        ] {
+            ns.ip(&format!(
+                "link add {name} up type vxlan id {vni} dstport 8472 local 127.0.0.1"
+            ));
+            ns.ip(&format!("link set {name} alias {alias}"));
+        }
+        ns.ip("neigh add 10.244.3.0 lladdr 0a:58:0a:f4:03:00 dev podspan-vxlan4 nud permanent");
+        ns.ip("route add 10.244.3.0/24 via 10.244.3.0 dev podspan-vxlan4 onlink proto 112");
         ns.ip("link add foreign0 up type bridge");
         ns.ip("link set foreign0 alias podspanish");
         ns.ip("link add foreign1 type veth peer name x2");
@@ -209,6 +280,7 @@ mod tests {
               add rule ip filter FORWARD jump PODSPAN-FORWARD; add rule ip filter FORWARD jump CNI-ADMIN; \
               add rule ip filter PODSPAN-FORWARD jump CNI-ADMIN; \
               add rule ip filter PODSPAN-FORWARD iifname podspan0 accept; \
+              add chain ip filter PODSPAN-AGENT; add rule ip filter FORWARD jump PODSPAN-AGENT; \
               add table ip6 filter; add chain ip6 filter PODSPAN-FORWARD",
         );
 
@@ -217,12 +289,14 @@ mod tests {
         let expected = [
             format!("conflist {}", conflist.display()),
             "link pod1 (podspan:podspan/c1/eth0)".to_owned(),
+            "link podspan-vxlan4 (podspan:vxlan)".to_owned(),
             "link podspan0 (podspan:bridge)".to_owned(),
             "route 10.244.2.0/24 via 192.168.1.12 proto 112".to_owned(),
             "route fd00:10:244:2::/64 via fd00:192::12 proto 112".to_owned(),
             "nft table inet podspan".to_owned(),
             "nft table bridge podspan".to_owned(),
             "nft chain ip filter PODSPAN-FORWARD".to_owned(),
+            "nft chain ip filter PODSPAN-AGENT".to_owned(),
             "nft chain ip6 filter PODSPAN-FORWARD".to_owned(),
             format!("directory {}", run.join("ipam").display()),
         ];
@@ -235,7 +309,7 @@ mod tests {
             .iter()
             .map(|link| &link["ifname"])
             .collect();
-        assert_eq!(names, ["lo", "foreign0", "x2", "foreign1"]);
+        assert_eq!(names, ["lo", "foreign2", "foreign0", "x2", "foreign1"]);
         assert_eq!(ns.ip("route show proto static")[0]["dst"], "10.9.0.0/24");
         assert_eq!(
             nft("list tables"),
@@ -249,6 +323,32 @@ mod tests {
         );
         assert!(directory.path().join("20-other.conflist").exists() && run.join("lab").exists());
         assert!(clean(&conflist, &run).removed.is_empty(), "twice is once");
+    }
+
+    #[test]
+    fn in_a_directory_that_is_shared_only_the_addresses_of_what_was_detached_are_freed() {
+        let ns = TestNs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let cbr0 = directory.path().join("networks/cbr0");
+        std::fs::create_dir_all(&cbr0).unwrap();
+        std::fs::write(cbr0.join("last_reserved_ip.0"), "10.244.1.3").unwrap();
+        for (address, owner) in [("10.244.1.2", "ours"), ("10.244.1.3", "theirs")] {
+            std::fs::write(cbr0.join(address), format!("{owner}\r\neth0")).unwrap();
+        }
+        ns.ip("link add pod1 type veth peer name x1");
+        ns.ip("link set pod1 alias podspan:cbr0/ours/eth0");
+        let mut cleanup = clean(
+            &directory.path().join("none"),
+            &directory.path().join("run"),
+        );
+        cleanup.addresses(&directory.path().join("networks"));
+        assert_eq!(cleanup.failed, [""; 0]);
+        let expected = format!(
+            "addresses of ours/eth0 in {}",
+            directory.path().join("networks").display()
+        );
+        assert_eq!(cleanup.removed[1], expected);
+        assert!(!cbr0.join("10.244.1.2").exists() && cbr0.join("10.244.1.3").exists());
     }
 
     fn nft(command: &str) -> String {

@@ -4,6 +4,7 @@
 //! program does not start, and what runs goes on running. Nothing here looks at the node.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -21,16 +22,31 @@ pub const AGENT_FILE: &str = "/etc/podspan/agent.toml";
 pub const ROUTER_FILE: &str = "/etc/podspan/router.toml";
 /// Where the conflist is by default: in the directory that every runtime reads, early in its order.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-podspan.conflist";
+/// Where the plugin keeps the allocations by default: a directory per network, a file per address.
+pub const DATA_DIR: &str = "/run/podspan/ipam";
+/// Where kernel parameters are by default.
+pub const PROC_SYS: &str = "/proc/sys";
 /// Where the nodes file is by default.
 const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
-const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
+const MTU: RangeInclusive<i64> = 1280..=65535;
 
+/// The VXLAN network identifier by default: our number (that of our routes' protocol), so that flannel's device, which has
+/// 1, can stand beside ours while a cluster moves.
+const VXLAN_VNI: u32 = 112;
+/// The UDP port of VXLAN by default: Linux's own. The registered one, 4789, is that of virtual switches below many virtual
+/// machines, which take such packets for their own.
+const VXLAN_PORT: u16 = 8472;
+/// The VXLAN devices, by the family of their underlay: IPv4, IPv6.
+const VXLAN_NAMES: [&str; 2] = ["podspan-vxlan4", "podspan-vxlan6"];
+
+const AGENT_KEYS: &str = "node, nodes_file, routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+    data_dir, proc_sys, \
+    masquerade, non_masquerade_cidrs, bridge_netfilter, \
+    probe, listen, log";
 /// Where metrics and health are served by default.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9470);
 
-const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, \
-                          probe, listen, log";
 const ROUTER_KEYS: &str = "nodes_file, listen, log";
 
 /// What this machine is.
@@ -49,6 +65,8 @@ pub struct Config {
     pub file: PathBuf,
     /// The registry: what nodes there are.
     pub nodes_file: PathBuf,
+    /// Where the machine's kernel parameters are: in a container, where the host's are mounted.
+    pub proc_sys: PathBuf,
     /// What this machine is to do.
     pub role: Role,
     /// How it is watched.
@@ -62,6 +80,8 @@ pub struct Operation {
     pub listen: Option<SocketAddr>,
     /// How the log is written.
     pub log: Format,
+    /// The ways to the other nodes' pods are tested, and theirs to ours; never on a router, which is on no pod's side.
+    pub probe: bool,
 }
 
 /// What this machine is, with all that only this role needs.
@@ -80,6 +100,8 @@ pub struct NodeRole {
     pub name: String,
     /// How pods of other nodes are reached.
     pub routing: Routing,
+    /// What VXLAN devices are like, where there are any.
+    pub vxlan: Box<VxlanRole>,
     /// The name of the pod network.
     pub network: NetworkName,
     /// The bridge's name.
@@ -88,15 +110,47 @@ pub struct NodeRole {
     pub mtu: Option<u32>,
     /// Where the conflist is written.
     pub conflist: PathBuf,
-    /// The ways to the other nodes' pods are tested, and theirs to ours.
-    pub probe: bool,
+    /// Where the plugin keeps the allocations: a directory per network, as host-local has it.
+    pub data_dir: PathBuf,
+    /// What leaves the cluster leaves under the node's address.
+    pub masquerade: bool,
+    /// What counts as inside of the cluster besides its nodes and their pods.
+    pub non_masquerade_cidrs: Vec<Prefix>,
+    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it; none where
+    /// nothing is said.
+    pub bridge_netfilter: Option<bool>,
+}
+
+/// What all nodes must agree on to send each other packets through VXLAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanRole {
+    /// The devices' names: over IPv4, over IPv6.
+    pub names: [IfName; 2],
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// Takes packets of other nodes also when it sends none itself.
+    pub accept: bool,
+}
+
+impl VxlanRole {
+    /// The name of the device over the underlay that has this address.
+    pub fn name(&self, local: IpAddr) -> &IfName {
+        let [v4, v6] = &self.names;
+        if local.is_ipv4() { v4 } else { v6 }
+    }
 }
 
 /// How pods of other nodes are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Routing {
+    /// Directly where the other node is on a connected subnet, through VXLAN elsewhere.
+    Auto,
     /// A route per other node, through its address.
     Direct,
+    /// Through VXLAN: a route, a neighbour and an entry of the forwarding table per other node.
+    Vxlan,
     /// One route per family for the whole cluster, through a router.
     Router {
         /// The ranges that hold all pod CIDRs.
@@ -143,14 +197,20 @@ impl Config {
         }
     }
 
-    fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
+    /// Reads the content of an agent's file; `host_name` is the node's name where the file has none.
+    ///
+    /// # Errors
+    /// No TOML, or all the values that are wrong.
+    pub fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
         let nodes_file = fields.take("nodes_file", path);
+        let (routing, cluster_cidrs) = take_routing(&mut fields);
         let role = NodeRole {
             name: fields
                 .take("node", node_name)
                 .unwrap_or(host_name.to_owned()),
-            routing: take_routing(&mut fields),
+            routing,
+            vxlan: Box::new(take_vxlan(&mut fields)?),
             network: match fields.take("network", text) {
                 Some(name) => name,
                 None => default("podspan")?,
@@ -159,17 +219,23 @@ impl Config {
                 Some(name) => name,
                 None => default("podspan0")?,
             },
-            mtu: fields.take("mtu", mtu),
+            mtu: fields.take("mtu", number(MTU)),
             conflist: fields
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
-            probe: fields.take("probe", yes_or_no).unwrap_or(true),
+            data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
+            masquerade: fields.take("masquerade", boolean).unwrap_or(true),
+            non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
+            bridge_netfilter: fields.take("bridge_netfilter", boolean),
         };
-        let operation = take_operation(&mut fields);
+        let proc_sys = fields.take("proc_sys", path);
+        let mut operation = take_operation(&mut fields);
+        operation.probe = fields.take("probe", boolean).unwrap_or(true);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            proc_sys: proc_sys.unwrap_or(PROC_SYS.into()),
             role: Role::Node(role),
             operation,
         })
@@ -183,9 +249,26 @@ impl Config {
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            proc_sys: PROC_SYS.into(),
             role: Role::Router,
             operation,
         })
+    }
+}
+
+/// What a node's commands need of the agent's file; none where there is no file and none was named.
+///
+/// # Errors
+/// As [`Config::read`].
+pub fn read_node_if_there(file: Option<&Path>) -> anyhow::Result<Option<NodeRole>> {
+    if file.is_none() && !Path::new(AGENT_FILE).exists() {
+        return Ok(None);
+    }
+    let config = Config::read(RoleName::Node, file)?;
+    podspan_kernel::sysctl::use_root(&config.proc_sys)?;
+    match config.role {
+        Role::Node(role) => Ok(Some(role)),
+        Role::Router => Ok(None),
     }
 }
 
@@ -207,10 +290,21 @@ fn default<T: std::str::FromStr<Err = podspan_kernel::Invalid>>(name: &str) -> a
     Ok(name.parse()?)
 }
 
+/// Where pods keep their addresses: in the whole of the cluster's ranges, whoever has them today.
+fn take_non_masquerade(fields: &mut Fields<'_>, mut cidrs: Vec<Prefix>) -> Vec<Prefix> {
+    cidrs.extend(
+        fields
+            .take_list("non_masquerade_cidrs", text::<Prefix>)
+            .unwrap_or_default(),
+    );
+    cidrs
+}
+
 fn take_operation(fields: &mut Fields<'_>) -> Operation {
     Operation {
         listen: fields.take("listen", listen).unwrap_or(Some(LISTEN)),
         log: fields.take("log", format).unwrap_or_default(),
+        probe: false,
     }
 }
 
@@ -236,17 +330,15 @@ fn format(value: &Value) -> Result<Format, String> {
     }
 }
 
-fn yes_or_no(value: &Value) -> Result<bool, String> {
-    value
-        .as_bool()
-        .ok_or_else(|| "must be true or false".to_owned())
-}
-
-fn take_routing(fields: &mut Fields<'_>) -> Routing {
-    let routed = fields.take("routing", |value| match value.as_str() {
-        Some("direct") => Ok(false),
-        Some("router") => Ok(true),
-        _ => Err("must be \"direct\" or \"router\"".to_owned()),
+/// How pods of other nodes are reached, and the ranges that hold all pod CIDRs, where they are told.
+fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
+    let routing = fields.take("routing", |value| match value.as_str() {
+        Some("auto") => Ok(Some(Routing::Auto)),
+        Some("direct") => Ok(Some(Routing::Direct)),
+        Some("vxlan") => Ok(Some(Routing::Vxlan)),
+        // It needs more than its name.
+        Some("router") => Ok(None),
+        _ => Err("must be \"auto\", \"direct\", \"vxlan\" or \"router\"".to_owned()),
     });
     let cluster_cidrs = fields
         .take_list("cluster_cidrs", text::<Prefix>)
@@ -267,8 +359,8 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
             );
         }
     }
-    if routed != Some(true) {
-        return Routing::Direct;
+    if let Some(routing) = routing.unwrap_or(Some(Routing::Auto)) {
+        return (routing, cluster_cidrs);
     }
     if cluster_cidrs.is_empty() {
         let fix = "routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
@@ -278,10 +370,31 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
         let fix = "routing = \"router\" needs the router's address, such as [\"192.168.1.1\"]";
         fields.refuse("routers", "", fix);
     }
-    Routing::Router {
-        cluster_cidrs,
+    let routing = Routing::Router {
+        cluster_cidrs: cluster_cidrs.clone(),
         routers,
-    }
+    };
+    (routing, cluster_cidrs)
+}
+
+fn take_vxlan(fields: &mut Fields<'_>) -> anyhow::Result<VxlanRole> {
+    let [v4, v6] = VXLAN_NAMES.map(default);
+    Ok(VxlanRole {
+        names: [v4?, v6?],
+        vni: fields
+            .take("vxlan_vni", number(1..=(1 << 24) - 1))
+            .unwrap_or(VXLAN_VNI),
+        port: fields
+            .take("vxlan_port", number(1..=65535))
+            .unwrap_or(VXLAN_PORT),
+        accept: fields
+            .take("vxlan_accept", |value| {
+                value
+                    .as_bool()
+                    .ok_or_else(|| "must be true or false".to_owned())
+            })
+            .unwrap_or(false),
+    })
 }
 
 fn refuse_overlaps(fields: &mut Fields<'_>, cluster_cidrs: &[Prefix]) {
@@ -321,7 +434,7 @@ pub fn ip(value: &Value) -> Result<IpAddr, String> {
 fn path(value: &Value) -> Result<PathBuf, String> {
     match value.as_str().map(PathBuf::from) {
         Some(path) if path.is_absolute() && path.file_name().is_some() => Ok(path),
-        _ => Err("must be the absolute path of a file, beginning with /".to_owned()),
+        _ => Err("must be an absolute path, beginning with /".to_owned()),
     }
 }
 
@@ -332,12 +445,21 @@ fn conflist_path(value: &Value) -> Result<PathBuf, String> {
     }
 }
 
-fn mtu(value: &Value) -> Result<u32, String> {
+fn boolean(value: &Value) -> Result<bool, String> {
     value
-        .as_integer()
-        .filter(|mtu| MTU.contains(mtu))
-        .and_then(|mtu| u32::try_from(mtu).ok())
-        .ok_or_else(|| format!("must be a number from {} to {}", MTU.start(), MTU.end()))
+        .as_bool()
+        .ok_or_else(|| "must be true or false, without quotes".to_owned())
+}
+
+/// A number of that range.
+fn number<T: TryFrom<i64>>(range: RangeInclusive<i64>) -> impl Fn(&Value) -> Result<T, String> {
+    move |value| {
+        value
+            .as_integer()
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| format!("must be a number from {} to {}", range.start(), range.end()))
+    }
 }
 
 /// A node's name: something to print and to compare.
@@ -377,21 +499,30 @@ mod tests {
     #[test]
     fn an_empty_file_means_the_defaults() {
         let node = node("");
-        assert_eq!(
-            (node.name.as_str(), node.routing),
-            ("here", Routing::Direct)
-        );
+        assert_eq!((node.name.as_str(), node.routing), ("here", Routing::Auto));
         assert_eq!(
             (node.network.as_str(), node.bridge.as_str()),
             ("podspan", "podspan0")
         );
         assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
-        assert!(node.probe);
+        assert_eq!(node.data_dir, Path::new(DATA_DIR));
+        assert_eq!(agent("").unwrap().proc_sys, Path::new(PROC_SYS));
+        assert!(node.masquerade && node.non_masquerade_cidrs.is_empty());
+        let vxlan = &node.vxlan;
+        assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (112, 8472, false));
+        let name = |local: [u16; 8]| vxlan.name(std::net::Ipv6Addr::from(local).to_canonical());
+        assert_eq!(
+            name([0, 0, 0, 0, 0, 0xffff, 1, 1]).as_str(),
+            "podspan-vxlan4"
+        );
+        assert_eq!(name([1; 8]).as_str(), "podspan-vxlan6");
+        assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
         let config = agent("").unwrap();
         assert_eq!(config.nodes_file, Path::new(NODES_FILE));
         let operation = Operation {
             listen: Some("127.0.0.1:9470".parse().unwrap()),
             log: Format::Text,
+            probe: true,
         };
         assert_eq!(config.operation, operation);
     }
@@ -402,12 +533,19 @@ mod tests {
             node = "node1"
             nodes_file = "/n.toml"
             routing = "router"
+            vxlan_vni = 7
+            vxlan_port = 4789
+            vxlan_accept = true
             cluster_cidrs = ["10.244.0.0/16", "fd00:10:244::/48"]
             routers = ["192.168.1.1", "fd00:192:168:1::1"]
             network = "pods"
             bridge = "br0"
             mtu = 9000
             conflist = "/c/10.conflist"
+            data_dir = "/var/lib/cni/networks"
+            proc_sys = "/host/proc/sys"
+            masquerade = false
+            non_masquerade_cidrs = ["10.0.0.0/8"]
             probe = false
             listen = "[::]:1234"
             log = "json"
@@ -415,6 +553,7 @@ mod tests {
         let operation = Operation {
             listen: Some("[::]:1234".parse().unwrap()),
             log: Format::Json,
+            probe: false,
         };
         assert_eq!(agent(content).unwrap().operation, operation);
         let node = node(content);
@@ -437,7 +576,17 @@ mod tests {
             (node.mtu, node.conflist),
             (Some(9000), "/c/10.conflist".into())
         );
-        assert!(!node.probe);
+        assert_eq!(node.data_dir, Path::new("/var/lib/cni/networks"));
+        assert_eq!(
+            agent(content).unwrap().proc_sys,
+            Path::new("/host/proc/sys")
+        );
+        assert!(!node.masquerade);
+        let cidrs = ["10.244.0.0/16", "fd00:10:244::/48", "10.0.0.0/8"];
+        let cidrs: Vec<Prefix> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        assert_eq!(node.non_masquerade_cidrs, cidrs);
+        let vxlan = node.vxlan;
+        assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (7, 4789, true));
     }
 
     #[test]
@@ -450,16 +599,26 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_not_known_is_refused_with_those_that_are() {
+        let error = agent("nod = 'a'").unwrap_err().to_string();
+        let told = format!("agent.toml: nod = \"a\": no such key; there are {AGENT_KEYS}");
+        assert_eq!(error, told);
+    }
+
+    #[test]
     fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
         let table = [
             (
-                "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, \
-                 probe, listen, log",
+                "masquerade = 'no'",
+                "agent.toml: masquerade = \"no\": must be true or false, without quotes",
+            ),
+            (
+                "non_masquerade_cidrs = ['10.1.0.1/16']",
+                "agent.toml: non_masquerade_cidrs[0] = \"10.1.0.1/16\": prefix 10.1.0.1/16 has host bits set; its network is 10.1.0.0/16",
             ),
             (
                 "probe = 'yes'",
-                "agent.toml: probe = \"yes\": must be true or false",
+                "agent.toml: probe = \"yes\": must be true or false, without quotes",
             ),
             (
                 "listen = 9470",
@@ -483,11 +642,23 @@ mod tests {
             ),
             (
                 "nodes_file = 'n.toml'",
-                "agent.toml: nodes_file = \"n.toml\": must be the absolute path of a file, beginning with /",
+                "agent.toml: nodes_file = \"n.toml\": must be an absolute path, beginning with /",
             ),
             (
                 "routing = 'fast'",
-                "agent.toml: routing = \"fast\": must be \"direct\" or \"router\"",
+                "agent.toml: routing = \"fast\": must be \"auto\", \"direct\", \"vxlan\" or \"router\"",
+            ),
+            (
+                "vxlan_vni = 16777216",
+                "agent.toml: vxlan_vni = 16777216: must be a number from 1 to 16777215",
+            ),
+            (
+                "vxlan_port = 65536",
+                "agent.toml: vxlan_port = 65536: must be a number from 1 to 65535",
+            ),
+            (
+                "vxlan_accept = 'yes'",
+                "agent.toml: vxlan_accept = \"yes\": must be true or false",
             ),
             (
                 "mtu = 100",

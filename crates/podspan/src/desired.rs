@@ -3,17 +3,27 @@
 //! Nothing here does I/O, and nothing is stored. A value that cannot be followed is refused and the rest goes on; what runs
 //! for a refused value already is *kept*: a mistyped entry must not take away what worked before it.
 
+mod tunnel;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use podspan_kernel::nft::AddressRange;
 use podspan_kernel::{IfName, Mac, Prefix, Route, RouteOptions, RouteProtocol};
 
 use crate::cluster::{Cluster, Node};
 use crate::config::{Config, NodeRole, Role, Routing};
 use crate::conflist;
+use crate::forwarding::Forwarding;
+use crate::masquerade::Masquerade;
 use crate::refusal::{Key, Refusal, Setting};
+
+pub use tunnel::Tunnel;
+
+/// The mark of our VXLAN devices.
+pub const VXLAN_ALIAS: &str = "podspan:vxlan";
 
 /// What this machine should be.
 #[derive(Debug, Clone, Default)]
@@ -24,10 +34,16 @@ pub struct Desired {
     pub sysctls: Vec<Sysctl>,
     /// The bridge; none on a router.
     pub bridge: Option<Bridge>,
-    /// Our routes, sorted.
+    /// The VXLAN devices; none where nothing is sent through one.
+    pub tunnels: Vec<Tunnel>,
+    /// Our routes that lead through the underlay's links, sorted.
     pub routes: Vec<Route>,
     /// What stays as it is although it is not among the above.
     pub kept: Kept,
+    /// What leaves the cluster under the node's address; none where nothing does.
+    pub masquerade: Option<Masquerade>,
+    /// What must not be dropped as the node forwards it; none on a router.
+    pub forwarding: Option<Forwarding>,
     /// The conflist; none on a router, and as long as the MTU is not known.
     pub conflist: Option<ConflistFile>,
 }
@@ -52,6 +68,8 @@ pub struct Bridge {
     pub mtu: Option<u32>,
     /// The gateway of each pod CIDR, with the subnet's length.
     pub gateways: Vec<IpNet>,
+    /// What it forwards passes the filters of IP.
+    pub netfilter: bool,
     /// Its own kernel parameters.
     pub sysctls: Vec<Sysctl>,
 }
@@ -187,10 +205,14 @@ impl<'a> Draft<'a> {
         let cluster = self.cluster;
         self.forward(&own.pod_cidrs);
         self.bridge(role, own)?;
+        self.masquerade(role, own);
+        let mut tunnels = self.tunnels(role, own);
+        let others = || cluster.nodes.iter().filter(|node| node.entry != own.entry);
         match &role.routing {
-            Routing::Direct => {
-                for node in cluster.nodes.iter().filter(|node| node.entry != own.entry) {
-                    self.routes_to(node);
+            Routing::Direct => others().for_each(|node| self.routes_to(node)),
+            Routing::Auto | Routing::Vxlan => {
+                for node in others() {
+                    self.near_or_far(&mut tunnels, (role, own), node);
                 }
             }
             Routing::Router {
@@ -201,7 +223,36 @@ impl<'a> Draft<'a> {
                 self.check_cluster_cidrs(cluster_cidrs);
             }
         }
+        let wanted = match role.vxlan.accept {
+            true => self.families_of_peers(own),
+            false => [false; 2],
+        };
+        self.desired.tunnels = tunnels.finish(wanted);
         Ok(())
+    }
+
+    /// Directly, where the routing lets it and the node is on a connected subnet; else through VXLAN. For each family by
+    /// itself.
+    fn near_or_far(
+        &mut self,
+        tunnels: &mut tunnel::Tunnels,
+        (role, own): (&NodeRole, &Node),
+        node: &Node,
+    ) {
+        let cluster = self.cluster;
+        for pod_cidr in cluster.pod_cidrs(node) {
+            let mut addresses = cluster.addresses(node);
+            let same_family = addresses.find(|ip| ip.value.is_ipv4() == pod_cidr.value.is_ipv4());
+            match same_family.filter(|via| self.is_connected(via.value)) {
+                Some(via) if role.routing == Routing::Auto => self.route(&pod_cidr, &via),
+                _ => self.encapsulate(tunnels, [own, node], &pod_cidr),
+            }
+        }
+    }
+
+    /// True when the address is on a subnet of ours, be its link up or down.
+    fn is_connected(&self, ip: IpAddr) -> bool {
+        self.segments.iter().any(|(segment, _)| segment.holds(ip))
     }
 
     fn forward<'p>(&mut self, pod_cidrs: impl IntoIterator<Item = &'p Prefix> + Clone) {
@@ -237,20 +288,42 @@ impl<'a> Draft<'a> {
         let Some(first) = gateways.first() else {
             return Ok(());
         };
-        let mtu = role.mtu.or_else(|| self.uplink_mtu(own));
+        let mtu = role.mtu.or_else(|| {
+            let uplink = self.uplink_mtu(own);
+            uplink.map(|mtu| mtu.saturating_sub(tunnel::overhead(role, own)))
+        });
         if let Some(mtu) = mtu {
-            let text = conflist::text(&role.network, &role.bridge, mtu, &pod_cidrs)?;
+            let text = conflist::text(role, mtu, &pod_cidrs)?;
             let path = role.conflist.clone();
             self.desired.conflist = Some(ConflistFile { path, text });
         }
+        let has = |is_ipv4| gateways.iter().any(|net| net.addr().is_ipv4() == is_ipv4);
+        self.desired.forwarding = Some(Forwarding {
+            link: role.bridge.clone(),
+            families: [has(true), has(false)],
+        });
         self.desired.bridge = Some(Bridge {
             name: role.bridge.clone(),
             mac: Mac::of_ip(first.addr()),
             mtu,
+            // A nodes file alone has no Services.
+            netfilter: role.bridge_netfilter.unwrap_or(false),
             sysctls: bridge_sysctls(&role.bridge, &gateways),
             gateways,
         });
         Ok(())
+    }
+
+    fn masquerade(&mut self, role: &NodeRole, own: &Node) {
+        if role.masquerade {
+            let nodes = &self.cluster.nodes;
+            let pods = nodes.iter().flat_map(|node| &node.pod_cidrs);
+            let pods = pods.chain(&role.non_masquerade_cidrs);
+            let addresses = nodes.iter().flat_map(|node| &node.addresses);
+            let inside = pods.copied().map(AddressRange::from);
+            let inside = inside.chain(addresses.copied().map(AddressRange::from));
+            self.desired.masquerade = Some(Masquerade::of(&role.bridge, &own.pod_cidrs, inside));
+        }
     }
 
     /// The smallest MTU of the links that have an address of this node.
@@ -428,6 +501,21 @@ impl Kept {
             || route
                 .next_hop
                 .is_some_and(|ip| self.next_hops.binary_search(&ip).is_ok())
+    }
+
+    /// True for a range that something refused names.
+    pub fn has_range(&self, range: AddressRange) -> bool {
+        let ip = (range.first() == range.last()).then_some(range.first());
+        ip.is_some_and(|ip| self.next_hops.binary_search(&ip).is_ok())
+            || self
+                .destinations
+                .iter()
+                .any(|prefix| AddressRange::from(*prefix) == range)
+    }
+
+    /// True for an address of a node that is refused.
+    pub fn has_next_hop(&self, ip: IpAddr) -> bool {
+        self.next_hops.binary_search(&ip).is_ok()
     }
 
     /// True for a gateway of a pod CIDR that is refused.

@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podspan_cni::attachment::{BRIDGE_ALIAS, MARK, NetworkName};
-use podspan_kernel::{Address, IfName, Link, Mac, Netlink, Route, RouteProtocol, sysctl};
+use podspan_kernel::{
+    Address, FdbEntry, IfName, Link, Mac, Neighbour, Netlink, Route, RouteProtocol, Vxlan, sysctl,
+};
 
-use crate::config::{Config, Role};
+use crate::config::{Config, NodeRole, Role};
 use crate::conflist;
-use crate::desired::{Desired, Subnet, Underlay};
-
-/// Where the plugin keeps the allocations: a directory per network, a file per address.
-pub const IPAM: &str = "/run/podspan/ipam";
+use crate::desired::{Desired, Subnet, Underlay, VXLAN_ALIAS};
+use crate::packet_filter::{self, PacketFilter};
 
 /// The machine's links.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +25,8 @@ pub struct Links {
     pub underlay: Underlay,
     /// The link that has the bridge's name, whosever it is.
     pub bridge: Option<ObservedBridge>,
+    /// The links that have the names of our VXLAN devices, whosever they are.
+    pub tunnels: Vec<ObservedTunnel>,
     /// The name of each.
     pub names: BTreeMap<u32, Arc<str>>,
 }
@@ -44,6 +46,33 @@ pub struct ObservedBridge {
     pub up: bool,
     /// Its global addresses.
     pub addresses: Vec<IpNet>,
+    /// What it forwards passes the filters of IP; none where the kernel knows no such thing.
+    pub netfilter: Option<bool>,
+}
+
+/// A link that has the name of a VXLAN device of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedTunnel {
+    /// Its name.
+    pub name: IfName,
+    /// Its number.
+    pub index: u32,
+    /// `vxlan`, or what it is instead.
+    pub kind: Option<String>,
+    /// Its alias.
+    pub alias: Option<String>,
+    /// What it is, where it is a VXLAN device.
+    pub vxlan: Option<Vxlan>,
+    /// Its MAC address.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Its forwarding table, where it is ours.
+    pub fdb: Vec<FdbEntry>,
+    /// The neighbours on it that somebody wrote down, where it is ours.
+    pub neighbours: Vec<Neighbour>,
 }
 
 /// What this machine is.
@@ -53,6 +82,8 @@ pub struct Observed {
     pub links: BTreeMap<u32, Arc<str>>,
     /// The link that has the bridge's name.
     pub bridge: Option<ObservedBridge>,
+    /// The links that have the names of our VXLAN devices.
+    pub tunnels: Vec<ObservedTunnel>,
     /// The routes with our protocol number.
     pub routes: Vec<Route>,
     /// The values of the kernel parameters that matter; one that cannot be read is missing.
@@ -61,6 +92,8 @@ pub struct Observed {
     pub allocations: Option<Vec<IpAddr>>,
     /// What is at the conflist's path.
     pub conflist: conflist::Found,
+    /// What is there of ours in the packet filter, or why it cannot be told.
+    pub filter: Result<Arc<packet_filter::Seen>, podspan_kernel::Error>,
 }
 
 impl ObservedBridge {
@@ -76,24 +109,32 @@ impl ObservedBridge {
     }
 }
 
+impl ObservedTunnel {
+    /// Ours by its mark, or left by a kill between its making and its marking: the MAC address that we derive, no alias.
+    pub fn is_ours(&self, mac: Option<Mac>) -> bool {
+        let unmarked = self.alias.is_none() && mac.is_some() && self.mac == mac;
+        self.vxlan.is_some() && (self.alias.as_deref() == Some(VXLAN_ALIAS) || unmarked)
+    }
+}
+
 /// Looks at the links.
 ///
 /// # Errors
 /// What the kernel answered.
 pub fn observe_links(netlink: &mut Netlink, config: &Config) -> anyhow::Result<Links> {
-    let bridge_name = match &config.role {
-        Role::Node(role) => Some(&role.bridge),
+    let role = match &config.role {
+        Role::Node(role) => Some(role),
         Role::Router => None,
     };
     Ok(sort_links(
-        bridge_name,
+        role,
         netlink.list_links()?,
         &netlink.list_addresses()?,
     ))
 }
 
 /// Tells what is ours from what is the underlay.
-fn sort_links(bridge_name: Option<&IfName>, links: Vec<Link>, addresses: &[Address]) -> Links {
+fn sort_links(role: Option<&NodeRole>, links: Vec<Link>, addresses: &[Address]) -> Links {
     let mut sorted = Links::default();
     let mut nets: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
     for address in addresses.iter().filter(|address| address.global) {
@@ -103,7 +144,10 @@ fn sort_links(bridge_name: Option<&IfName>, links: Vec<Link>, addresses: &[Addre
         let name: Arc<str> = link.name.as_str().into();
         sorted.names.insert(link.index, Arc::clone(&name));
         let nets = nets.remove(&link.index).unwrap_or_default();
-        if bridge_name.is_some_and(|bridge| bridge.as_str() == link.name) {
+        if let Some(name) = role.and_then(|role| tunnel_name(role, &link)) {
+            sorted.tunnels.push(observed_tunnel(name, &link));
+        }
+        if role.is_some_and(|role| role.bridge.as_str() == link.name) {
             sorted.bridge = Some(ObservedBridge {
                 kind: link.kind,
                 alias: link.alias,
@@ -111,6 +155,7 @@ fn sort_links(bridge_name: Option<&IfName>, links: Vec<Link>, addresses: &[Addre
                 mtu: link.mtu,
                 up: link.up,
                 addresses: nets,
+                netfilter: link.netfilter,
             });
         } else if !link.alias.is_some_and(|alias| alias.starts_with(MARK)) {
             sorted
@@ -128,6 +173,26 @@ fn sort_links(bridge_name: Option<&IfName>, links: Vec<Link>, addresses: &[Addre
     sorted
 }
 
+fn tunnel_name<'a>(role: &'a NodeRole, link: &Link) -> Option<&'a IfName> {
+    let mut names = role.vxlan.names.iter();
+    names.find(|name| name.as_str() == link.name)
+}
+
+fn observed_tunnel(name: &IfName, link: &Link) -> ObservedTunnel {
+    ObservedTunnel {
+        name: name.clone(),
+        index: link.index,
+        kind: link.kind.clone(),
+        alias: link.alias.clone(),
+        vxlan: link.vxlan,
+        mac: link.mac,
+        mtu: link.mtu,
+        up: link.up,
+        fdb: Vec::new(),
+        neighbours: Vec::new(),
+    }
+}
+
 /// Looks at everything else that `desired` is about.
 ///
 /// # Errors
@@ -136,15 +201,26 @@ pub fn observe(
     netlink: &mut Netlink,
     config: &Config,
     desired: &Desired,
-    links: Links,
+    (mut links, filter): (Links, &mut PacketFilter),
 ) -> anyhow::Result<Observed> {
+    for tunnel in &mut links.tunnels {
+        let wanted = desired
+            .tunnels
+            .iter()
+            .find(|wanted| wanted.name == tunnel.name);
+        if tunnel.is_ours(wanted.map(|wanted| wanted.mac)) {
+            tunnel.fdb = netlink.list_fdb(tunnel.index)?;
+            tunnel.neighbours = netlink.list_permanent_neighbours(tunnel.index)?;
+        }
+    }
     let allocations = match &config.role {
-        Role::Node(role) => list_allocations(Path::new(IPAM), &role.network).ok(),
+        Role::Node(role) => list_allocations(&role.data_dir, &role.network).ok(),
         Role::Router => None,
     };
     let of_bridge = desired.bridge.iter().flat_map(|bridge| &bridge.sysctls);
+    let of_tunnels = desired.tunnels.iter().flat_map(|tunnel| &tunnel.sysctls);
     let mut sysctls = BTreeMap::new();
-    for wanted in desired.sysctls.iter().chain(of_bridge) {
+    for wanted in desired.sysctls.iter().chain(of_bridge).chain(of_tunnels) {
         if let Ok(value) = sysctl::read(&wanted.key) {
             sysctls.insert(wanted.key.clone(), value);
         }
@@ -156,10 +232,12 @@ pub fn observe(
     Ok(Observed {
         links: links.names,
         bridge: links.bridge,
+        tunnels: links.tunnels,
         routes: netlink.list_routes(RouteProtocol::PODSPAN)?,
         sysctls,
         allocations,
         conflist,
+        filter: filter.observe(),
     })
 }
 

@@ -4,19 +4,24 @@
 //! configured is used, which is to say that it gets the gateways' addresses and nothing more. What is new or to be replaced
 //! comes before what is to be removed, and the conflist, which invites the runtime, comes last.
 
-use std::collections::BTreeMap;
+mod tunnel;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use podspan_cni::attachment::BRIDGE_ALIAS;
-use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
+use podspan_kernel::nft::AddressRange;
+use podspan_kernel::{FdbEntry, IfName, LinkChange, Mac, Neighbour, Prefix, Route, Vxlan};
 
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
 use crate::observe::{Observed, ObservedBridge};
 use crate::refusal::{Key, Refusal, Setting};
+use crate::{forwarding, masquerade};
 
 /// What is to be done, and what stands in the way.
 #[derive(Debug, Default)]
@@ -60,12 +65,60 @@ pub enum Change {
         /// The address.
         net: IpNet,
     },
+    /// Make a VXLAN device.
+    AddVxlan(VxlanLink),
+    /// Make a VXLAN device in the place of ours with the same name, which is another.
+    ReplaceVxlan(VxlanLink),
+    /// Correct a VXLAN device.
+    SetVxlan {
+        /// Its name.
+        name: IfName,
+        /// What is wrong about it.
+        change: LinkChange<'static>,
+    },
+    /// Remove a VXLAN device.
+    RemoveVxlan {
+        /// Its name.
+        name: IfName,
+    },
+    /// Write down which node a MAC address is behind.
+    SetFdbEntry {
+        /// The VXLAN device.
+        link: IfName,
+        /// The entry of its forwarding table.
+        entry: FdbEntry,
+    },
+    /// Forget it.
+    RemoveFdbEntry {
+        /// The VXLAN device.
+        link: IfName,
+        /// The entry of its forwarding table.
+        entry: FdbEntry,
+    },
+    /// Write down which MAC address a next hop is behind.
+    SetNeighbour {
+        /// The VXLAN device.
+        link: IfName,
+        /// Who it is.
+        neighbour: Neighbour,
+    },
+    /// Forget it.
+    RemoveNeighbour {
+        /// The VXLAN device.
+        link: IfName,
+        /// The next hop.
+        ip: IpAddr,
+    },
     /// Add a route.
     AddRoute(NamedRoute),
     /// Put a route in the place of ours with the same destination.
     ReplaceRoute(NamedRoute),
     /// Remove a route.
     RemoveRoute(NamedRoute),
+    /// Correct what is masqueraded.
+    SetMasquerade(masquerade::Transaction),
+    /// Let through what the node's own filter would drop.
+    SetForwarding(forwarding::Transaction),
     /// Write the conflist.
     WriteConflist {
         /// Where.
@@ -75,12 +128,25 @@ pub enum Change {
     },
 }
 
-/// A route, and the name of its link to print.
+/// A VXLAN device to be made.
+#[derive(Debug, Clone)]
+pub struct VxlanLink {
+    /// Its name.
+    pub name: IfName,
+    /// What it is.
+    pub vxlan: Vxlan,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+/// A route, and the name of its link.
 #[derive(Debug, Clone)]
 pub struct NamedRoute {
-    /// The route.
+    /// The route. Its link is none where a change before this one makes the link.
     pub route: Route,
-    /// Its link's name, where the link is known.
+    /// Its link's name, where the link is known, and where it is to be made.
     pub link_name: Option<Arc<str>>,
 }
 
@@ -90,13 +156,36 @@ impl Change {
         match self {
             Self::SetSysctl(_) => "set_sysctl",
             Self::AddBridge { .. } => "add_bridge",
+            Self::AddVxlan(_) => "add_vxlan",
+            Self::ReplaceVxlan(_) => "replace_vxlan",
+            Self::SetVxlan { .. } => "set_vxlan",
+            Self::RemoveVxlan { .. } => "remove_vxlan",
+            Self::SetFdbEntry { .. } => "set_fdb_entry",
+            Self::RemoveFdbEntry { .. } => "remove_fdb_entry",
+            Self::SetNeighbour { .. } => "set_neighbour",
+            Self::RemoveNeighbour { .. } => "remove_neighbour",
             Self::SetBridge { .. } => "set_bridge",
             Self::AddAddress { .. } => "add_address",
             Self::RemoveAddress { .. } => "remove_address",
             Self::AddRoute(_) => "add_route",
             Self::ReplaceRoute(_) => "replace_route",
             Self::RemoveRoute(_) => "remove_route",
+            Self::SetMasquerade(_) => "set_masquerade",
+            Self::SetForwarding(_) => "set_forwarding",
             Self::WriteConflist { .. } => "write_conflist",
+        }
+    }
+
+    /// True for what is about that VXLAN device, not about routes through it.
+    pub fn is_about(&self, tunnel: &IfName) -> bool {
+        match self {
+            Self::AddVxlan(link) | Self::ReplaceVxlan(link) => link.name == *tunnel,
+            Self::SetVxlan { name, .. } | Self::RemoveVxlan { name } => name == tunnel,
+            Self::SetFdbEntry { link, .. }
+            | Self::RemoveFdbEntry { link, .. }
+            | Self::SetNeighbour { link, .. }
+            | Self::RemoveNeighbour { link, .. } => link == tunnel,
+            _ => false,
         }
     }
 
@@ -125,11 +214,50 @@ impl fmt::Display for Change {
                 write!(f, "ip address add {net} dev {link}{nodad}")
             }
             Self::RemoveAddress { link, net } => write!(f, "ip address del {net} dev {link}"),
+            Self::AddVxlan(link) => write!(f, "ip link add {link}"),
+            Self::ReplaceVxlan(link) => {
+                write!(f, "ip link del {} && ip link add {link}", link.name)
+            }
+            Self::SetVxlan { name, change } => write!(f, "ip link set {name}{change}"),
+            Self::RemoveVxlan { name } => write!(f, "ip link del {name}"),
+            Self::SetFdbEntry {
+                link,
+                entry: FdbEntry { mac, remote },
+            } => write!(
+                f,
+                "bridge fdb replace {mac} dev {link} dst {remote} self permanent"
+            ),
+            Self::RemoveFdbEntry {
+                link,
+                entry: FdbEntry { mac, remote },
+            } => write!(f, "bridge fdb del {mac} dev {link} dst {remote} self"),
+            Self::SetNeighbour {
+                link,
+                neighbour: Neighbour { ip, mac },
+            } => write!(
+                f,
+                "ip neigh replace {ip} lladdr {mac} dev {link} nud permanent"
+            ),
+            Self::RemoveNeighbour { link, ip } => write!(f, "ip neigh del {ip} dev {link}"),
             Self::AddRoute(route) => write!(f, "ip route add {route}"),
             Self::ReplaceRoute(route) => write!(f, "ip route replace {route}"),
             Self::RemoveRoute(route) => write!(f, "ip route del {route}"),
+            Self::SetMasquerade(transaction) => transaction.fmt(f),
+            Self::SetForwarding(transaction) => transaction.fmt(f),
             Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
         }
+    }
+}
+
+impl fmt::Display for VxlanLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            vxlan,
+            mac,
+            mtu,
+        } = self;
+        write!(f, "{name} address {mac} mtu {mtu} type vxlan {vxlan}")
     }
 }
 
@@ -162,12 +290,20 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         observed,
         plan: Plan::default(),
         removals: Vec::new(),
+        unusable: Vec::new(),
+        gone: Vec::new(),
+        kept_hops: BTreeSet::new(),
     };
     draft.sysctls(&desired.sysctls);
     if let Some(bridge) = &desired.bridge {
         draft.bridge(bridge);
     }
+    // Before the routes: what a pod sends to a new node must not be masqueraded for the first moment, and so for long.
+    draft.masquerade();
+    draft.tunnels();
+    draft.forwarding();
     draft.routes();
+    draft.stale_tunnels();
     draft.plan.changes.append(&mut draft.removals);
     draft.conflist();
     draft.plan
@@ -178,6 +314,37 @@ struct Draft<'a> {
     observed: &'a Observed,
     plan: Plan,
     removals: Vec<Change>,
+    /// VXLAN devices that cannot be had: routes through them are neither made nor removed.
+    unusable: Vec<&'a IfName>,
+    /// VXLAN devices that are made anew, by their old number: what was on them has gone with them.
+    gone: Vec<u32>,
+    /// The link and next hop of each route that stays although it is not desired.
+    kept_hops: BTreeSet<(Option<u32>, IpAddr)>,
+}
+
+/// A desired route, and the VXLAN device that it leads through.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    route: &'a Route,
+    tunnel: Option<(&'a IfName, Option<u32>)>,
+}
+
+impl Wanted<'_> {
+    fn is(&self, seen: &Route) -> bool {
+        match self.tunnel {
+            None => self.route == seen,
+            Some((_, link)) => {
+                link.is_some() && seen.link == link && without_link(seen) == *self.route
+            }
+        }
+    }
+}
+
+fn without_link(route: &Route) -> Route {
+    Route {
+        link: None,
+        ..route.clone()
+    }
 }
 
 impl Draft<'_> {
@@ -204,6 +371,8 @@ impl Draft<'_> {
                 let change = LinkChange {
                     alias: Some(BRIDGE_ALIAS),
                     mtu: bridge.mtu,
+                    // A new one does without.
+                    netfilter: Some(true).filter(|_| bridge.netfilter),
                     ..LinkChange::default()
                 };
                 self.push(Change::SetBridge {
@@ -237,9 +406,12 @@ impl Draft<'_> {
             alias: (seen.alias.as_deref() != Some(BRIDGE_ALIAS)).then_some(BRIDGE_ALIAS),
             mtu: bridge.mtu.filter(|mtu| *mtu != seen.mtu),
             mac: Some(bridge.mac).filter(|_| !self.is_mac_right(bridge, seen)),
+            netfilter: Some(bridge.netfilter)
+                .filter(|wanted| seen.netfilter.is_some_and(|seen| seen != *wanted)),
             ..LinkChange::default()
         };
-        if change.up || change.alias.is_some() || change.mtu.is_some() || change.mac.is_some() {
+        let is_link = change.up || change.alias.is_some() || change.mtu.is_some();
+        if is_link || change.mac.is_some() || change.netfilter.is_some() {
             let name = bridge.name.clone();
             self.push(Change::SetBridge { name, change });
         }
@@ -272,27 +444,100 @@ impl Draft<'_> {
         }
     }
 
+    /// The addresses of an earlier pod CIDR are masqueraded as long as the bridge has its gateway, and so its last pod.
+    fn masquerade(&mut self) {
+        let wanted = self.desired.masquerade.as_ref();
+        let seen = match &self.observed.filter {
+            Ok(seen) => &seen.masquerade,
+            Err(_) if wanted.is_none() => return,
+            Err(why) => {
+                self.plan.refusals.push(Refusal {
+                    file: self.desired.config_file.clone(),
+                    key: "masquerade".to_owned(),
+                    value: "true".to_owned(),
+                    fix: format!(
+                        "{why}; the kernel needs nf_tables and nft_masq, or set it to false"
+                    ),
+                });
+                return;
+            }
+        };
+        let addresses = self.observed.bridge.iter().flat_map(|seen| &seen.addresses);
+        let subnets: Vec<AddressRange> = addresses
+            .map(|net| Prefix::containing(*net).into())
+            .collect();
+        let kept = &self.desired.kept;
+        let stays = (
+            |pods: AddressRange| subnets.contains(&pods) || kept.has_range(pods),
+            |inside: AddressRange| kept.has_range(inside),
+        );
+        if let Some(transaction) = masquerade::plan(wanted, seen, stays) {
+            self.push(Change::SetMasquerade(transaction));
+        }
+    }
+
+    fn forwarding(&mut self) {
+        // Without nftables there is no such drop, or one that nobody can see from here.
+        if let Ok(seen) = &self.observed.filter
+            && let Some(change) =
+                forwarding::plan(self.desired.forwarding.as_ref(), &seen.forwarding)
+        {
+            self.push(Change::SetForwarding(change));
+        }
+    }
+
     /// Over the union of both sides, by what the kernel takes for the same route.
     fn routes(&mut self) {
+        let (desired, observed) = (self.desired, self.observed);
         let mut seen: BTreeMap<RouteKey, Vec<&Route>> = BTreeMap::new();
-        for route in &self.observed.routes {
+        let gone = |route: &&Route| route.link.is_some_and(|link| self.gone.contains(&link));
+        for route in observed.routes.iter().filter(|route| !gone(route)) {
             seen.entry(key(route)).or_default().push(route);
         }
-        for wanted in &self.desired.routes {
-            let there = seen.remove(&key(wanted)).unwrap_or_default();
+        let direct = desired.routes.iter();
+        let direct = direct.map(|route| Wanted {
+            route,
+            tunnel: None,
+        });
+        for wanted in direct.chain(self.routes_through_tunnels()) {
+            let there = seen.remove(&key(wanted.route)).unwrap_or_default();
+            if wanted
+                .tunnel
+                .is_some_and(|(name, _)| self.unusable.contains(&name))
+            {
+                continue;
+            }
             match there.as_slice() {
-                [] => self.push(Change::AddRoute(self.named(wanted))),
-                there if there.contains(&wanted) => {
-                    self.remove(there.iter().filter(|r| **r != wanted))
+                [] => self.push(Change::AddRoute(self.wanted(wanted))),
+                there if there.iter().any(|route| wanted.is(route)) => {
+                    self.remove(there.iter().filter(|route| !wanted.is(route)));
                 }
                 [_, others @ ..] => {
-                    self.push(Change::ReplaceRoute(self.named(wanted)));
+                    self.push(Change::ReplaceRoute(self.wanted(wanted)));
                     self.remove(others.iter());
                 }
             }
         }
-        let left = seen.values().flatten();
-        self.remove(left.filter(|route| !self.desired.kept.has_route(route)));
+        let left: Vec<_> = seen.into_values().flatten().collect();
+        let (kept, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|r| self.is_kept(r));
+        self.kept_hops = kept
+            .iter()
+            .filter_map(|route| Some((route.link, route.next_hop?)))
+            .collect();
+        self.remove(left.iter());
+    }
+
+    fn wanted(&self, wanted: Wanted<'_>) -> NamedRoute {
+        match wanted.tunnel {
+            None => self.named(wanted.route),
+            Some((name, link)) => NamedRoute {
+                route: Route {
+                    link,
+                    ..wanted.route.clone()
+                },
+                link_name: Some(name.as_str().into()),
+            },
+        }
     }
 
     fn remove<'r>(&mut self, routes: impl Iterator<Item = &'r &'r Route>) {

@@ -13,11 +13,12 @@ use serde::Serialize;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::conflist;
-use crate::desired::Desired;
+use crate::desired::{Desired, Tunnel};
 use crate::http::{self, Answer};
 use crate::look::{Look, look};
 use crate::observe::Observed;
 use crate::output::{Output, columns, exit_code};
+use crate::packet_filter::PacketFilter;
 use crate::plan::{Change, Plan};
 use crate::registry::Registry;
 
@@ -89,7 +90,7 @@ fn status(config: &Config) -> anyhow::Result<Status> {
         for refusal in registry.refusals() {
             status.wrong(refusal.to_string(), None);
         }
-        let look = look(&mut Netlink::open()?, config, cluster)?;
+        let look = look_once(config, cluster)?;
         status.describe(&look, cluster);
     }
     if let Some(address) = config.operation.listen {
@@ -99,6 +100,15 @@ fn status(config: &Config) -> anyhow::Result<Status> {
     Ok(status)
 }
 
+fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
+    look(
+        &mut Netlink::open()?,
+        &mut PacketFilter::default(),
+        config,
+        cluster,
+    )
+}
+
 /// What the agent would change now.
 fn pending(config: &Config) -> anyhow::Result<Pending> {
     let mut registry = Registry::new(&config.nodes_file);
@@ -106,10 +116,11 @@ fn pending(config: &Config) -> anyhow::Result<Pending> {
     let Some(cluster) = registry.cluster() else {
         anyhow::bail!("{}", registry.problem().unwrap_or_default());
     };
-    let Plan { changes, refusals } = look(&mut Netlink::open()?, config, cluster)?.plan;
+    let Plan { changes, refusals } = look_once(config, cluster)?.plan;
     let refused = registry.refusals().iter().chain(&refusals);
     Ok(Pending {
-        changes: changes.iter().map(Change::to_string).collect(),
+        // Whole, unlike the agent's log.
+        changes: changes.iter().map(|change| format!("{change:#}")).collect(),
         refusals: refused.map(ToString::to_string).collect(),
     })
 }
@@ -145,13 +156,28 @@ impl Status {
         if desired.bridge.is_some() && !changes.iter().any(is_bridge) {
             self.right(describe_bridge(desired, observed));
         }
+        for tunnel in &desired.tunnels {
+            if !changes.iter().any(|change| change.is_about(&tunnel.name)) {
+                self.right(describe_tunnel(tunnel));
+            }
+        }
         let is_route =
             |change: &&Change| matches!(change, Change::AddRoute(_) | Change::ReplaceRoute(_));
         let missing = changes.iter().filter(is_route).count();
-        let wanted = desired.routes.len();
+        let through = desired.tunnels.iter().map(|tunnel| tunnel.routes.len());
+        let wanted = desired.routes.len() + through.sum::<usize>();
         if missing == 0 {
             let nodes = cluster.nodes.len();
             self.right(format!("{wanted} routes for {nodes} nodes are there"));
+        }
+        let is_masquerade = |change: &Change| matches!(change, Change::SetMasquerade(_));
+        if let (Some(masquerade), false) = (&desired.masquerade, changes.iter().any(is_masquerade))
+            && observed.filter.is_ok()
+        {
+            let ranges = masquerade.inside.len();
+            self.right(format!(
+                "what leaves the cluster is masqueraded, what stays in its {ranges} ranges is not"
+            ));
         }
         for change in changes {
             self.wrong(describe_change(change, observed), change.to_string());
@@ -236,6 +262,24 @@ fn describe_bridge(desired: &Desired, observed: &Observed) -> String {
     )
 }
 
+fn describe_tunnel(tunnel: &Tunnel) -> String {
+    let Tunnel {
+        name,
+        vxlan,
+        mtu,
+        fdb,
+        ..
+    } = tunnel;
+    let local = vxlan.local.map(|ip| format!(" from {ip}"));
+    format!(
+        "vxlan device {name}{} to {} nodes, VNI {}, UDP port {}, MTU {mtu}",
+        local.unwrap_or_default(),
+        fdb.len(),
+        vxlan.vni,
+        vxlan.port
+    )
+}
+
 fn describe_change(change: &Change, observed: &Observed) -> String {
     match change {
         Change::SetSysctl(wanted) => {
@@ -249,9 +293,33 @@ fn describe_change(change: &Change, observed: &Observed) -> String {
         Change::SetBridge { name, change } => format!("bridge {name} is not{change}"),
         Change::AddAddress { link, net } => format!("bridge {link} lacks the gateway {net}"),
         Change::RemoveAddress { link, net } => format!("bridge {link} has the stale gateway {net}"),
+        Change::AddVxlan(link) => format!("vxlan device {} is missing", link.name),
+        Change::ReplaceVxlan(link) => format!("vxlan device {} is another", link.name),
+        Change::SetVxlan { name, change } => format!("vxlan device {name} is not{change}"),
+        Change::RemoveVxlan { name } => format!("vxlan device {name} is left over"),
+        Change::SetFdbEntry { link, entry } => format!(
+            "vxlan device {link} does not know that {} is behind {}",
+            entry.mac, entry.remote
+        ),
+        Change::RemoveFdbEntry { link, entry } => format!(
+            "vxlan device {link} has the stale entry {} behind {}",
+            entry.mac, entry.remote
+        ),
+        Change::SetNeighbour { link, neighbour } => format!(
+            "vxlan device {link} does not know that {} is {}",
+            neighbour.ip, neighbour.mac
+        ),
+        Change::RemoveNeighbour { link, ip } => {
+            format!("vxlan device {link} has the stale neighbour {ip}")
+        }
         Change::AddRoute(route) => format!("route {route} is missing"),
         Change::ReplaceRoute(route) => format!("route {route} leads elsewhere"),
         Change::RemoveRoute(route) => format!("route {route} is left over"),
+        Change::SetMasquerade(_) => "masquerading is not as it should be".to_owned(),
+        Change::SetForwarding(_) => {
+            "what the node forwards is dropped, or no longer, and the rule for pods is not as it should be"
+                .to_owned()
+        }
         Change::WriteConflist { path, .. } => {
             format!("conflist {} is missing or outdated", path.display())
         }

@@ -2,23 +2,16 @@
 
 use std::time::Duration;
 
-use crate::process::Cost;
-
 /// Of each round one value, in the order of the rounds.
 #[derive(Debug, Clone)]
 pub struct Series(Vec<f64>);
 
 impl Series {
-    /// Wall times in milliseconds.
-    pub fn wall(costs: &[Cost]) -> Self {
-        Self::times(costs.iter().map(|cost| cost.wall))
+    pub fn new(values: Vec<f64>) -> Self {
+        Self(values)
     }
 
-    /// Processor times in milliseconds.
-    pub fn processor(costs: &[Cost]) -> Self {
-        Self::times(costs.iter().map(|cost| cost.processor))
-    }
-
+    /// In milliseconds.
     pub fn times(times: impl IntoIterator<Item = Duration>) -> Self {
         let milliseconds = times.into_iter().map(|time| time.as_secs_f64() * 1000.0);
         Self(milliseconds.collect())

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use wait4::Wait4;
 
+use crate::numbers::Series;
+
 /// What a command cost, of however many processes it consists.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
@@ -137,6 +139,18 @@ impl Calls {
             }
         }
         counts
+    }
+}
+
+impl Series {
+    /// Wall times in milliseconds.
+    pub fn wall(costs: &[Cost]) -> Self {
+        Self::times(costs.iter().map(|cost| cost.wall))
+    }
+
+    /// Processor times in milliseconds.
+    pub fn processor(costs: &[Cost]) -> Self {
+        Self::times(costs.iter().map(|cost| cost.processor))
     }
 }
 

@@ -32,6 +32,8 @@ use crate::attachment::{AttachmentId, NetworkName};
 /// How often an ADD looks again when a program that ignores the lock was faster.
 const ATTEMPTS: usize = 16;
 
+/// A file of any of these names says that host-local has worked here: our own mark, and what it makes itself.
+pub(super) const MARKS_OF_HOST_LOCAL: [&str; 2] = ["adopted", "last_reserved_ip.0"];
 /// Where the kernel says which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -496,7 +498,12 @@ impl Locked {
 
     /// True where host-local has worked in this boot: it keeps no records, and frees without telling the queue.
     fn is_shared(&self) -> Result<bool, IpamError> {
-        Ok(self.directory.holds("adopted")? || self.directory.holds("last_reserved_ip.0")?)
+        for name in MARKS_OF_HOST_LOCAL {
+            if self.directory.holds(name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Marks a directory that holds allocations of host-local. They all stay as they are.

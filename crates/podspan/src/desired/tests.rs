@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::Operation;
+use crate::config::{Operation, VxlanRole};
 use crate::log::Format;
 use crate::registry;
 
@@ -28,11 +28,20 @@ fn node1(routing: Routing) -> Config {
     let role = NodeRole {
         name: "node1".to_owned(),
         routing,
+        vxlan: Box::new(VxlanRole {
+            names: ["podspan-vxlan4", "podspan-vxlan6"].map(|name| name.parse().unwrap()),
+            vni: 112,
+            port: 8472,
+            accept: false,
+        }),
         network: "podspan".parse().unwrap(),
         bridge: "podspan0".parse().unwrap(),
         mtu: None,
         conflist: "/c/10.conflist".into(),
-        probe: true,
+        data_dir: crate::config::DATA_DIR.into(),
+        masquerade: true,
+        non_masquerade_cidrs: Vec::new(),
+        bridge_netfilter: None,
     };
     config(Role::Node(role))
 }
@@ -41,10 +50,12 @@ fn config(role: Role) -> Config {
     Config {
         file: "agent.toml".into(),
         nodes_file: "nodes.toml".into(),
+        proc_sys: crate::config::PROC_SYS.into(),
         role,
         operation: Operation {
             listen: None,
             log: Format::Text,
+            probe: true,
         },
     }
 }
@@ -314,4 +325,229 @@ fn what_runs_for_a_refused_entry_is_kept() {
         !kept.has_route(&route("10.244.77.0/24", "192.168.1.12")),
         "another node's address"
     );
+}
+
+/// `node1` with that routing on the underlay of [`NODES`], and what becomes of these nodes.
+fn tunnels(config: &Config, nodes: &str) -> (Vec<String>, Vec<Tunnel>, Vec<String>) {
+    let (desired, refusals) = desired(config, &cluster(nodes), &underlay(&[])).unwrap();
+    let desired = desired.unwrap();
+    let routes = desired.routes.iter().map(ToString::to_string);
+    let refusals = refusals.iter().map(ToString::to_string);
+    (routes.collect(), desired.tunnels, refusals.collect())
+}
+
+fn texts(list: &[impl std::fmt::Debug + Clone], text: impl Fn(&str) -> String) -> Vec<String> {
+    list.iter().map(|item| text(&format!("{item:?}"))).collect()
+}
+
+#[test]
+fn vxlan_is_one_device_over_ipv4_with_all_peers_behind_it() {
+    let (direct, tunnels, refusals) = tunnels(&node1(Routing::Vxlan), NODES);
+    assert_eq!((direct.len(), refusals.len()), (0, 0), "{refusals:?}");
+    let [tunnel] = tunnels.as_slice() else {
+        panic!("{tunnels:?}")
+    };
+    assert_eq!(tunnel.name.as_str(), "podspan-vxlan4");
+    assert_eq!(
+        (tunnel.mac.to_string().as_str(), tunnel.mtu),
+        ("0a:58:0a:f4:01:00", 1450)
+    );
+    assert_eq!(
+        tunnel.vxlan.to_string(),
+        "id 112 dstport 8472 local 192.168.1.11 nolearning"
+    );
+    let routes: Vec<_> = tunnel.routes.iter().map(ToString::to_string).collect();
+    let expected = [
+        "10.244.2.0/24 via 10.244.2.0 onlink src 10.244.1.1 proto 112",
+        "10.244.3.0/24 via 10.244.3.0 onlink src 10.244.1.1 proto 112",
+        "fd00:10:244:2::/64 via fe80::858:aff:fef4:200 src fd00:10:244:1::1 proto 112",
+        "fd00:10:244:3::/64 via fe80::858:aff:fef4:300 src fd00:10:244:1::1 proto 112",
+    ];
+    assert_eq!(routes, expected);
+    let neighbours = |n: &podspan_kernel::Neighbour| format!("{} {}", n.ip, n.mac);
+    let neighbours: Vec<_> = tunnel.neighbours.iter().map(neighbours).collect();
+    let expected = [
+        "10.244.2.0 0a:58:0a:f4:02:00",
+        "10.244.3.0 0a:58:0a:f4:03:00",
+        "fe80::858:aff:fef4:200 0a:58:0a:f4:02:00",
+        "fe80::858:aff:fef4:300 0a:58:0a:f4:03:00",
+    ];
+    assert_eq!(neighbours, expected);
+    let entry = |entry: &podspan_kernel::FdbEntry| format!("{} {}", entry.mac, entry.remote);
+    let fdb: Vec<_> = tunnel.fdb.iter().map(entry).collect();
+    let expected = [
+        "0a:58:0a:f4:02:00 192.168.1.12",
+        "0a:58:0a:f4:03:00 192.168.1.13",
+    ];
+    assert_eq!(fdb, expected);
+    // What the peer says of itself is what we say of the peer.
+    let peer = NODES.replace("node1", "node9").replace("node2", "node1");
+    let subnet = |net: &str| Subnet {
+        net: net.parse().unwrap(),
+        link: 2,
+        link_name: "eth0".into(),
+        mtu: 1500,
+        up: true,
+    };
+    let underlay = Underlay {
+        subnets: vec![subnet("192.168.1.12/24"), subnet("fd00:192:168:1::12/64")],
+    };
+    let (desired, _) = desired(&node1(Routing::Vxlan), &cluster(&peer), &underlay).unwrap();
+    let peer = &desired.unwrap().tunnels[0];
+    assert_eq!(peer.mac.to_string(), "0a:58:0a:f4:02:00");
+    assert_eq!(peer.vxlan.local, Some("192.168.1.12".parse().unwrap()));
+    assert_eq!(tunnel.fdb[0].mac, peer.mac);
+}
+
+#[test]
+fn auto_is_direct_to_what_is_on_a_connected_subnet_and_vxlan_to_the_rest_by_family() {
+    let (direct, none, _) = tunnels(&node1(Routing::Auto), NODES);
+    let (expected, _) = outcome(&node1(Routing::Direct), NODES, &underlay(&[]));
+    let without_link = |route: &String| route.replace(" link 2", "");
+    assert_eq!(
+        direct,
+        expected.iter().map(without_link).collect::<Vec<_>>()
+    );
+    assert!(none.is_empty(), "no device where nobody is far: {none:?}");
+
+    let far = NODES.replace("192.168.1.12", "192.168.2.12");
+    let (direct, tunnels, refusals) = tunnels(&node1(Routing::Auto), &far);
+    assert_eq!(refusals, [""; 0]);
+    let expected = [
+        "10.244.3.0/24 via 192.168.1.13 proto 112",
+        "fd00:10:244:2::/64 via fd00:192:168:1::12 proto 112",
+        "fd00:10:244:3::/64 via fd00:192:168:1::13 proto 112",
+    ];
+    assert_eq!(direct, expected);
+    let routes: Vec<_> = tunnels[0].routes.iter().map(ToString::to_string).collect();
+    let expected = ["10.244.2.0/24 via 10.244.2.0 onlink src 10.244.1.1 proto 112"];
+    assert_eq!(
+        (routes.as_slice(), tunnels.len()),
+        (&expected.map(str::to_owned)[..], 1)
+    );
+}
+
+#[test]
+fn peers_without_ipv4_are_behind_a_device_over_ipv6() {
+    let nodes = NODES
+        .replace("\"192.168.1.13\", ", "")
+        .replace("\"10.244.3.0/24\", ", "");
+    let (_, tunnels, refusals) = tunnels(&node1(Routing::Vxlan), &nodes);
+    assert_eq!(refusals, [""; 0]);
+    let seen = texts(&tunnels, |text| text.contains("podspan-vxlan6").to_string());
+    assert_eq!(seen, ["false", "true"]);
+    let six = &tunnels[1];
+    assert_eq!((six.mtu, six.fdb.len(), six.routes.len()), (1430, 1, 1));
+    let mac = Mac::of_ip("fd00:10:244:3::".parse().unwrap());
+    assert_eq!(six.fdb[0].mac, mac);
+    assert_eq!(six.neighbours[0].ip, IpAddr::from(mac.link_local()));
+}
+
+#[test]
+fn the_mtu_leaves_room_for_vxlan_whoever_is_near_unless_it_is_given() {
+    let mtu = |config: &Config, nodes: &str| {
+        let (desired, _) = desired(config, &cluster(nodes), &underlay(&[])).unwrap();
+        let desired = desired.unwrap();
+        let devices: Vec<_> = desired.tunnels.iter().map(|tunnel| tunnel.mtu).collect();
+        (desired.bridge.unwrap().mtu, devices)
+    };
+    assert_eq!(mtu(&node1(Routing::Direct), NODES), (Some(1500), vec![]));
+    assert_eq!(mtu(&node1(Routing::Auto), NODES), (Some(1450), vec![]));
+    assert_eq!(mtu(&node1(Routing::Vxlan), NODES), (Some(1450), vec![1450]));
+    let six = NODES
+        .replace("\"192.168.1.1", "\"fd00:192:168:1::1")
+        .replace("\"10.244.", "\"fd00:10:244:");
+    let six: String = six
+        .lines()
+        .map(|line| match line.split_once(", \"") {
+            Some((before, behind)) if line.contains("addresses") => {
+                let key = before.split('[').next().unwrap();
+                format!("{key}[\"{behind}\n")
+            }
+            Some((before, behind)) => {
+                let key = before.split('[').next().unwrap();
+                format!("{key}[\"{behind}\n")
+            }
+            None => format!("{line}\n"),
+        })
+        .collect();
+    assert_eq!(mtu(&node1(Routing::Vxlan), &six), (Some(1430), vec![1430]));
+    let mut given = node1(Routing::Vxlan);
+    if let Role::Node(role) = &mut given.role {
+        role.mtu = Some(1300);
+    }
+    assert_eq!(mtu(&given, NODES), (Some(1300), vec![1300]));
+}
+
+#[test]
+fn a_node_that_is_to_accept_has_the_device_whatever_its_routing() {
+    for routing in [Routing::Auto, Routing::Direct] {
+        let mut config = node1(routing);
+        if let Role::Node(role) = &mut config.role {
+            role.vxlan.accept = true;
+        }
+        let (direct, tunnels, _) = tunnels(&config, NODES);
+        assert_eq!(direct.len(), 4);
+        let [tunnel] = tunnels.as_slice() else {
+            panic!("{tunnels:?}")
+        };
+        assert_eq!(tunnel.name.as_str(), "podspan-vxlan4");
+        assert!(tunnel.routes.is_empty() && tunnel.fdb.is_empty());
+    }
+    let alone = NODES
+        .split("[[nodes]]")
+        .take(2)
+        .collect::<Vec<_>>()
+        .join("[[nodes]]");
+    let (_, tunnels, _) = tunnels(&node1(Routing::Vxlan), &alone);
+    assert!(tunnels.is_empty(), "nobody to hear from: {tunnels:?}");
+}
+
+#[test]
+fn what_vxlan_cannot_follow_is_refused_and_the_rest_goes_on() {
+    let vxlan = node1(Routing::Vxlan);
+    let table = [
+        (
+            "no family in common",
+            NODES
+                .replace("\"192.168.1.11\", ", "")
+                .replace("\"10.244.1.0/24\", ", "")
+                .replace(", \"fd00:192:168:1::12\"", "")
+                .replace(", \"fd00:10:244:2::/64\"", ""),
+            vec![
+                "nodes.toml: nodes[1].addresses[0] (node2) = \"192.168.1.12\": is of another family than this node's addresses; give both one of the same",
+            ],
+            2,
+        ),
+        (
+            "an address of this machine",
+            NODES.replace("192.168.1.12", "192.168.1.99"),
+            vec![
+                "nodes.toml: nodes[1].addresses[0] (node2) = \"192.168.1.99\": is this machine's own address; give the address of that machine",
+            ],
+            2,
+        ),
+        (
+            "a pod CIDR that collides with the underlay",
+            NODES.replace("10.244.2.0/24", "192.168.1.0/25"),
+            vec![
+                "nodes.toml: nodes[1].pod_cidrs[0] (node2) = \"192.168.1.0/25\": collides with 192.168.1.0/24 of eth0 on this machine; give the pods a range of their own",
+            ],
+            3,
+        ),
+    ];
+    for (what, nodes, expected, routes) in table {
+        let underlay = underlay(&[("192.168.1.99/24", 2, "eth0", true)]);
+        let (desired, refusals) = desired(&vxlan, &cluster(&nodes), &underlay).unwrap();
+        let desired = desired.unwrap();
+        let refusals: Vec<_> = refusals.iter().map(ToString::to_string).collect();
+        assert_eq!(refusals, expected, "{what}");
+        let made: usize = desired
+            .tunnels
+            .iter()
+            .map(|tunnel| tunnel.routes.len())
+            .sum();
+        assert_eq!(made, routes, "{what}");
+        assert!(!desired.kept.destinations.is_empty(), "{what}");
+    }
 }

@@ -5,25 +5,36 @@
 
 use std::net::IpAddr;
 
-use super::layout::{MTU, Machine, UNDERLAY, UPLINK};
-use super::observe::{Pod, Seen};
+use podspan_kernel::{FdbEntry, Neighbour};
 
-/// A machine and its cable to the underlay.
-pub fn uplink(machine: Machine) -> Vec<String> {
+use super::layout::{Layout, MTU, Machine};
+use super::machine::port;
+use super::observe::{Pod, Seen, Tunnel};
+
+/// A machine, its cables to the underlay, and its way out.
+pub fn uplinks(layout: Layout, machine: Machine) -> Vec<String> {
     let mut commands = vec![
         format!("ip netns add {machine}"),
         format!("ip -n {machine} link set lo up"),
-        format!(
-            "ip link add {machine} mtu {MTU} master {UNDERLAY} type veth peer name {UPLINK} mtu {MTU} netns {machine}"
-        ),
-        format!("ip link set {machine} up"),
-        format!("ip -n {machine} link set {UPLINK} up"),
     ];
-    for net in machine.addresses() {
-        commands.push(format!(
-            "ip -n {machine} address add {net} dev {UPLINK}{}",
-            nodad(net.addr())
-        ));
+    for uplink in layout.uplinks(machine) {
+        let (name, switch, port) = (uplink.name, uplink.switch, port(machine, &uplink));
+        commands.extend([
+            format!(
+                "ip link add {port} mtu {MTU} master {switch} type veth peer name {name} mtu {MTU} netns {machine}"
+            ),
+            format!("ip link set {port} up"),
+            format!("ip -n {machine} link set {name} up"),
+        ]);
+        for net in uplink.addresses {
+            commands.push(format!(
+                "ip -n {machine} address add {net} dev {name}{}",
+                nodad(net.addr())
+            ));
+        }
+    }
+    for gateway in layout.ways_out(machine) {
+        commands.push(format!("ip -n {machine} route add default via {gateway}"));
     }
     commands
 }
@@ -47,8 +58,39 @@ pub fn programmed(machine: Machine, seen: &Seen) -> Vec<String> {
             commands.extend(pod(machine, each, name));
         }
     }
+    for each in &seen.tunnels {
+        commands.extend(tunnel(machine, each));
+    }
     for route in &seen.routes {
-        commands.push(format!("ip -n {machine} route add {route}"));
+        let mut tunnels = seen.tunnels.iter();
+        let through = tunnels.find(|tunnel| Some(tunnel.link.index) == route.link);
+        let dev = through.map(|tunnel| format!(" dev {}", tunnel.link.name));
+        let dev = dev.unwrap_or_default();
+        commands.push(format!("ip -n {machine} route add {route}{dev}"));
+    }
+    commands
+}
+
+/// A VXLAN device, and what is written down about who is behind it.
+fn tunnel(machine: Machine, tunnel: &Tunnel) -> Vec<String> {
+    let (name, mtu) = (&tunnel.link.name, tunnel.link.mtu);
+    let (Some(vxlan), Some(mac)) = (tunnel.link.vxlan, tunnel.link.mac) else {
+        return Vec::new();
+    };
+    let mut commands = vec![
+        format!("ip -n {machine} link add {name} address {mac} mtu {mtu} type vxlan {vxlan}"),
+        format!("ip -n {machine} link set {name} addrgenmode none"),
+        format!("ip -n {machine} link set {name} up"),
+    ];
+    for FdbEntry { mac, remote } in &tunnel.fdb {
+        commands.push(format!(
+            "bridge -n {machine} fdb add {mac} dev {name} dst {remote} self permanent"
+        ));
+    }
+    for Neighbour { ip, mac } in &tunnel.neighbours {
+        commands.push(format!(
+            "ip -n {machine} neigh add {ip} lladdr {mac} dev {name} nud permanent"
+        ));
     }
     commands
 }

@@ -166,6 +166,7 @@ fn promises_of_traffic(attempts: &[Attempt<'_>]) -> Vec<Row> {
         connections("pods of different nodes reach each other", attempts, |a| {
             pods(a) && !neighbours(a)
         }),
+        full_size(attempts),
         connections("a pod reaches its node, at every address", attempts, |a| {
             a.server.pod.is_none()
         }),
@@ -201,6 +202,23 @@ fn connections(
         tried: meant.len(),
         of: "connections",
         failures,
+    }
+}
+
+/// What a pod's link lets through passes undivided all the way.
+fn full_size(attempts: &[Attempt<'_>]) -> Row {
+    let tried = || {
+        attempts
+            .iter()
+            .filter_map(|a| Some((a, a.full_size.as_ref()?)))
+    };
+    Row {
+        promise: "packets of full size pass undivided between pods of different nodes",
+        tried: tried().count(),
+        of: "packets",
+        failures: tried()
+            .filter_map(|(a, outcome)| Some(format!("{}: {}", name(a), outcome.as_ref().err()?)))
+            .collect(),
     }
 }
 

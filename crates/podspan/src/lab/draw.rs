@@ -21,7 +21,7 @@ const PODS: usize = 6;
 pub fn network(machines: &[(Machine, Seen)]) -> String {
     let nodes = machines
         .iter()
-        .filter(|(machine, _)| *machine != Machine::Router)
+        .filter(|(machine, _)| matches!(machine, Machine::Node(_)))
         .count();
     // Three in a row; then the rest, and the router, below the underlay.
     let above = if nodes > BOXES {
@@ -299,11 +299,12 @@ mod tests {
                 addresses: addresses(1),
             };
             Seen {
-                uplink: machine.addresses().to_vec(),
-                bridge: (machine != Machine::Router).then_some(bridge),
+                uplink: layout.addresses(machine),
+                bridge: matches!(machine, Machine::Node(_)).then_some(bridge),
+                tunnels: Vec::new(),
                 routes: Vec::new(),
                 pods: (1..=pods)
-                    .filter(|_| machine != Machine::Router)
+                    .filter(|_| matches!(machine, Machine::Node(_)))
                     .map(pod)
                     .collect(),
                 agent: None,
@@ -323,6 +324,8 @@ mod tests {
             (3, 2, Routing::Direct),
             (4, 2, Routing::Router),
             (6, 20, Routing::Direct),
+            (5, 1, Routing::Auto),
+            (3, 1, Routing::Vxlan),
             (30, 3, Routing::Router),
             (200, 240, Routing::Direct),
         ] {

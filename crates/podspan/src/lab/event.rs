@@ -144,9 +144,11 @@ pub fn follow(events: impl Read, layout: Layout, detail: Detail) -> Result<()> {
 }
 
 fn description(layout: Layout, machine: Machine) -> String {
-    let addresses = machine.addresses().map(|net| net.addr().to_string());
+    let addresses = layout.addresses(machine).into_iter();
+    let addresses: Vec<_> = addresses.map(|net| net.addr().to_string()).collect();
     let addresses = addresses.join(" ");
     match machine {
+        Machine::Gateway => format!("{addresses}, the way between the subnets"),
         Machine::Router => format!("{addresses}, the way to all pods"),
         Machine::Node(_) => {
             let pod_cidrs: Vec<_> = machine

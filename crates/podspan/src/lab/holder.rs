@@ -23,9 +23,6 @@ pub const CLUSTER: &str = "/run/lab/cluster";
 /// What the lab was asked to be.
 const LAYOUT: &str = "/run/lab/layout.json";
 
-/// The bridge's own MAC address, which must not follow its ports.
-const UNDERLAY_MAC: Mac = Mac([0x0a, 0x5a, 0, 0, 0, 1]);
-
 /// The process of a running machine, as a directory of `/proc`.
 pub fn process_of(machine: Machine) -> Result<PathBuf> {
     let file = Path::new(SHARED).join(format!("{machine}.pid"));
@@ -85,7 +82,9 @@ fn build(layout: Layout, teller: &Teller) -> Result<Vec<Child>> {
     fs::create_dir_all(CLUSTER)?;
     fs::write(LAYOUT, serde_json::to_vec(&layout)?)?;
     fs::write(Path::new(CLUSTER).join("nodes.toml"), layout.nodes_file())?;
-    ensure_underlay(teller)?;
+    for switch in layout.switches() {
+        ensure_switch(switch, teller)?;
+    }
     let program = std::env::current_exe().context("find this program's own file")?;
     layout
         .machines()
@@ -99,11 +98,13 @@ fn build(layout: Layout, teller: &Teller) -> Result<Vec<Child>> {
         .collect()
 }
 
-/// The switch between the nodes. It has no addresses: the nodes speak through it, not with it.
-fn ensure_underlay(teller: &Teller) -> Result<()> {
-    let name: IfName = UNDERLAY.parse()?;
+/// A switch between nodes. It has no addresses: the nodes speak through it, not with it. Its own MAC address must not follow
+/// its ports.
+fn ensure_switch(name: &str, teller: &Teller) -> Result<()> {
+    let mac = Mac::of_text(&[name]);
+    let name: IfName = name.parse()?;
     let mut netlink = Netlink::open()?;
-    netlink.add_bridge(&name, UNDERLAY_MAC)?;
+    netlink.add_bridge(&name, mac)?;
     let change = LinkChange {
         mtu: Some(MTU),
         no_link_local: true,

@@ -28,7 +28,7 @@ pub enum Action {
     Status,
     /// Run a command (a shell when none is given) on a node, on the router or in a pod
     Exec {
-        /// Where: node1, node1/pod1 or router
+        /// Where: node1, node1/pod1, router or gateway
         place: Place,
         /// What to run
         #[arg(last = true)]
@@ -46,7 +46,7 @@ pub enum Action {
     },
 }
 
-/// A place in the lab, written as node1, node1/pod1 or router.
+/// A place in the lab, written as node1, node1/pod1, router or gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Place {
@@ -84,7 +84,7 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let invalid = || {
             Invalid(format!(
-                "{text:?} is no place of a lab, such as node1, node1/pod1 or router"
+                "{text:?} is no place of a lab, such as node1, node1/pod1, router or gateway"
             ))
         };
         let (machine, pod) = match text.split_once('/') {
@@ -94,6 +94,7 @@ impl FromStr for Place {
         let machine = match machine.strip_prefix("node") {
             Some(number) => Machine::Node(number.parse().map_err(|_| invalid())?),
             None if machine == "router" && pod.is_none() => Machine::Router,
+            None if machine == "gateway" && pod.is_none() => Machine::Gateway,
             None => return Err(invalid()),
         };
         Ok(Self { machine, pod })
@@ -182,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_place_is_a_node_a_pod_of_a_node_or_the_router() {
-        for good in ["node1", "node20/pod1", "router"] {
+        for good in ["node1", "node20/pod1", "router", "gateway"] {
             assert_eq!(good.parse::<Place>().unwrap().to_string(), good);
         }
         for bad in [
@@ -191,6 +192,7 @@ mod tests {
             "nodeX",
             "pod1",
             "router/pod1",
+            "gateway/pod1",
             "node1/",
             "node1/../x",
             "node1/a/b",

@@ -12,10 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use podspan_kernel::namespaces::{self, Kind};
-use podspan_kernel::{Errno, IfName, LinkChange, Mac, Netlink, Netns, VethEnd, VethPair, sysctl};
+use podspan_kernel::{
+    Errno, IfName, LinkChange, Mac, Netlink, Netns, Prefix, Route, RouteOptions, RouteProtocol,
+    VethEnd, VethPair, sysctl,
+};
 
 use super::event::Teller;
-use super::layout::{Layout, MTU, Machine, UNDERLAY, UPLINK};
+use super::layout::{Layout, MTU, Machine, Uplink};
 use super::{by_hand, holder, observe, pod, wait_until};
 
 /// How long to wait before an agent that ended is started again.
@@ -29,15 +32,20 @@ const LOG_END: usize = 1200;
 /// When it could not be built.
 pub fn run(machine: Machine) -> Result<()> {
     let teller = Teller::of(machine);
-    let mut agent = teller.finish(build(machine, &teller))?;
+    let Some(mut agent) = teller.finish(build(machine, &teller))? else {
+        loop {
+            std::thread::park();
+        }
+    };
     loop {
         agent.process.wait().context("wait for the agent")?;
         std::thread::sleep(RESTART_PAUSE);
-        agent = Agent::start(machine)?;
+        agent = Agent::start(agent.program)?;
     }
 }
 
-fn build(machine: Machine, teller: &Teller) -> Result<Agent> {
+/// Gives the agent, where the machine has one.
+fn build(machine: Machine, teller: &Teller) -> Result<Option<Agent>> {
     let layout = holder::layout()?;
     // A socket stays in the namespace that it was opened in: this one is the hand that plugs the cable into the switch.
     let switch = Netlink::open()?;
@@ -45,12 +53,20 @@ fn build(machine: Machine, teller: &Teller) -> Result<Agent> {
     rustix::system::sethostname(machine.to_string().as_bytes()).context("set the host name")?;
     holder::record(machine)?;
     furnish()?;
-    fs::write(config_file(machine), layout.config(machine))?;
-    connect(machine, switch).context("connect the uplink")?;
-    for command in by_hand::uplink(machine) {
+    connect(layout, machine, switch).context("connect the uplink")?;
+    for command in by_hand::uplinks(layout, machine) {
         teller.command(command)?;
     }
-    let mut agent = Agent::start(machine)?;
+    let Some(program) = machine.program() else {
+        for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            sysctl::write(key, "1")?;
+            let by_hand = format!("sysctl -qw {}=1", key.replace('/', "."));
+            teller.command(format!("ip netns exec {machine} {by_hand}"))?;
+        }
+        return Ok(None);
+    };
+    fs::write(config_file(program), layout.config(machine))?;
+    let mut agent = Agent::start(program)?;
     if let Machine::Node(_) = machine {
         agent.wait_for("its CNI configuration in /etc/cni/net.d", || {
             Ok(has_conflist())
@@ -64,11 +80,11 @@ fn build(machine: Machine, teller: &Teller) -> Result<Agent> {
     for command in by_hand::programmed(machine, &seen) {
         teller.command(command)?;
     }
-    Ok(agent)
+    Ok(Some(agent))
 }
 
-fn config_file(machine: Machine) -> String {
-    format!("/etc/podspan/{}.toml", machine.program())
+fn config_file(program: &str) -> String {
+    format!("/etc/podspan/{program}.toml")
 }
 
 fn has_conflist() -> bool {
@@ -138,24 +154,54 @@ pub fn mount_where_allowed(file_system: &str, at: &str) -> Result<()> {
     }
 }
 
-/// A cable from the underlay to the machine, with an address of each family at this end.
-fn connect(machine: Machine, mut switch: Netlink) -> Result<()> {
+/// The switch's end of a machine's cable.
+pub fn port(machine: Machine, uplink: &Uplink) -> String {
+    match (machine, uplink.name) {
+        (Machine::Gateway, end) => format!("{machine}-{end}"),
+        _ => machine.to_string(),
+    }
+}
+
+/// Cables from the underlay to the machine, and its way out.
+fn connect(layout: Layout, machine: Machine, mut switch: Netlink) -> Result<()> {
     // As on a machine that was just installed, whatever the one underneath has: forwarding is the agent's to switch on.
     sysctl::ensure("net/ipv4/ip_forward", "0")?;
-    let (port, uplink): (IfName, IfName) = (machine.to_string().parse()?, UPLINK.parse()?);
-    let [v4, _] = machine.addresses();
-    let Mac([_, _, a, b, c, d]) = machine.mac();
+    let mut netlink = Netlink::open()?;
+    set_up_loopback(&mut netlink)?;
+    for uplink in layout.uplinks(machine) {
+        plug_in(
+            [&mut switch, &mut netlink],
+            &port(machine, &uplink),
+            &uplink,
+        )?;
+    }
+    for gateway in layout.ways_out(machine) {
+        netlink.add_route(&Route {
+            dst: Prefix::default_route(gateway),
+            next_hop: Some(gateway),
+            link: None,
+            protocol: RouteProtocol::BOOT,
+            options: RouteOptions::default(),
+        })?;
+    }
+    Ok(())
+}
+
+/// A cable from a switch to the machine, with an address of each family at this end.
+fn plug_in([switch, netlink]: [&mut Netlink; 2], port: &str, uplink: &Uplink) -> Result<()> {
+    let (port, name): (IfName, IfName) = (port.parse()?, uplink.name.parse()?);
+    let Mac([_, _, a, b, c, d]) = uplink.mac();
     let pair = VethPair {
         host: VethEnd {
             name: &port,
             mac: Mac([0x0a, 0x5a, a, b, c, d]),
         },
         peer: VethEnd {
-            name: &uplink,
-            mac: Mac::of_ip(v4.addr()),
+            name: &name,
+            mac: uplink.mac(),
         },
         peer_netns: &Netns::current()?,
-        master: Some(switch.link(&UNDERLAY.parse()?)?.index),
+        master: Some(switch.link(&uplink.switch.parse()?)?.index),
         mtu: MTU,
     };
     switch.add_veth(&pair)?;
@@ -170,13 +216,11 @@ fn connect(machine: Machine, mut switch: Netlink) -> Result<()> {
     let index = switch.link(pair.host.name)?.index;
     switch.set_link(index, port)?;
 
-    let mut netlink = Netlink::open()?;
-    set_up_loopback(&mut netlink)?;
     // No duplicate address detection, so that the link-local address can ask for neighbours at once, not in a second.
-    sysctl::ensure(&format!("net/ipv6/conf/{UPLINK}/accept_dad"), "0")?;
-    let index = netlink.link(&uplink)?.index;
+    sysctl::ensure(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
+    let index = netlink.link(&name)?.index;
     netlink.set_link(index, up)?;
-    for net in machine.addresses() {
+    for net in uplink.addresses {
         netlink.ensure_address(index, net)?;
     }
     Ok(())
@@ -194,37 +238,36 @@ pub fn set_up_loopback(netlink: &mut Netlink) -> Result<()> {
 
 /// The machine's agent (on the router, `podspan router`), a child of the machine.
 struct Agent {
-    machine: Machine,
+    program: &'static str,
     process: Child,
 }
 
 impl Agent {
-    fn start(machine: Machine) -> Result<Self> {
-        let program = machine.program();
+    fn start(program: &'static str) -> Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
-            .open(log_file(machine))?;
+            .open(log_file(program))?;
         let process = Command::new(std::env::current_exe()?)
-            .args([program, "--config", &config_file(machine)])
+            .args([program, "--config", &config_file(program)])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .with_context(|| format!("start podspan {program}"))?;
-        fs::write(pid_file(machine), process.id().to_string())?;
-        Ok(Self { machine, process })
+        fs::write(pid_file_of(program), process.id().to_string())?;
+        Ok(Self { program, process })
     }
 
     /// Waits for something that the agent does; tells its log when it ends instead, or does not do it.
     fn wait_for(&mut self, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
         let process = &mut self.process;
         let waited = wait_until(what, || match process.try_wait()? {
-            Some(status) => bail!("the {} ended ({status})", self.machine.program()),
+            Some(status) => bail!("the {} ended ({status})", self.program),
             None => done(),
         });
         waited.with_context(|| {
-            let log = fs::read_to_string(log_file(self.machine)).unwrap_or_default();
+            let log = fs::read_to_string(log_file(self.program)).unwrap_or_default();
             let mut start = log.len().saturating_sub(LOG_END);
             while !log.is_char_boundary(start) {
                 start = start.saturating_add(1);
@@ -236,11 +279,15 @@ impl Agent {
 }
 
 /// Where the agent's log is, in the machine.
-fn log_file(machine: Machine) -> String {
-    format!("/run/podspan/{}.log", machine.program())
+fn log_file(program: &str) -> String {
+    format!("/run/podspan/{program}.log")
 }
 
-/// Where the agent's pid is, in the machine.
-pub fn pid_file(machine: Machine) -> String {
-    format!("/run/podspan/{}.pid", machine.program())
+/// Where the agent's pid is, in a machine that has an agent.
+pub fn pid_file(machine: Machine) -> Option<String> {
+    machine.program().map(pid_file_of)
+}
+
+fn pid_file_of(program: &str) -> String {
+    format!("/run/podspan/{program}.pid")
 }

@@ -10,12 +10,13 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use podspan_cni::attachment::{AttachmentId, BRIDGE_ALIAS};
-use podspan_kernel::{Address, Link, Netlink, Netns, Route, RouteProtocol};
+use podspan_kernel::{Address, FdbEntry, Link, Neighbour, Netlink, Netns, Route, RouteProtocol};
 
 use super::holder;
-use super::layout::{Machine, UPLINK};
+use super::layout::{Machine, UPLINK, UPLINK_2};
 use super::machine::pid_file;
 use super::pod::NETNS_DIRECTORY;
+use crate::desired::VXLAN_ALIAS;
 
 /// A machine.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Seen {
     pub uplink: Vec<IpNet>,
     /// The pods' bridge, once the agent made it.
     pub bridge: Option<Bridge>,
+    /// The VXLAN devices of ours.
+    pub tunnels: Vec<Tunnel>,
     /// The routes of ours.
     pub routes: Vec<Route>,
     /// Its pods, in the order of their names.
@@ -39,6 +42,17 @@ pub struct Bridge {
     pub name: String,
     /// Its addresses, which are the gateways of the pods.
     pub addresses: Vec<IpNet>,
+}
+
+/// A VXLAN device and what is behind it.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The device.
+    pub link: Link,
+    /// Which node is behind which MAC address.
+    pub fdb: Vec<FdbEntry>,
+    /// Which next hop is behind which MAC address.
+    pub neighbours: Vec<Neighbour>,
 }
 
 /// A pod: a network namespace that the node has a name for.
@@ -81,7 +95,7 @@ pub fn beside(machine: Machine) -> Result<Seen> {
     let netns = Netns::open(process.join("ns/net"))
         .with_context(|| format!("{machine} does not run any more"))?;
     let mut seen = self::machine(&process.join("root"), &netns)?;
-    seen.agent = agent(machine, &process.join("root"));
+    seen.agent = pid_file(machine).and_then(|file| agent(&file, &process.join("root")));
     Ok(seen)
 }
 
@@ -96,7 +110,11 @@ pub fn machine(root: &Path, netns: &Netns) -> Result<Seen> {
         .iter()
         .find(|link| link.is_bridge() && link.alias.as_deref() == Some(BRIDGE_ALIAS));
     Ok(Seen {
-        uplink: addresses_of(UPLINK, &links, &addresses),
+        uplink: [UPLINK, UPLINK_2]
+            .iter()
+            .flat_map(|name| addresses_of(name, &links, &addresses))
+            .collect(),
+        tunnels: tunnels(&mut netlink, &links)?,
         bridge: bridge.map(|bridge| Bridge {
             name: bridge.name.clone(),
             addresses: addresses_of(&bridge.name, &links, &addresses),
@@ -105,6 +123,22 @@ pub fn machine(root: &Path, netns: &Netns) -> Result<Seen> {
         pods: pods(root, &links)?,
         agent: None,
     })
+}
+
+fn tunnels(netlink: &mut Netlink, links: &[Link]) -> Result<Vec<Tunnel>> {
+    let ours = links
+        .iter()
+        .filter(|link| link.vxlan.is_some() && link.alias.as_deref() == Some(VXLAN_ALIAS));
+    ours.map(|link| {
+        let mut fdb = netlink.list_fdb(link.index)?;
+        fdb.sort();
+        Ok(Tunnel {
+            link: link.clone(),
+            fdb,
+            neighbours: netlink.list_permanent_neighbours(link.index)?,
+        })
+    })
+    .collect()
 }
 
 /// The routes of ours in the namespace of that socket, in order.
@@ -167,8 +201,8 @@ fn addresses_of(name: &str, links: &[Link], addresses: &[Address]) -> Vec<IpNet>
     of_link
 }
 
-fn agent(machine: Machine, root: &Path) -> Option<Agent> {
-    let pid = fs::read_to_string(root.join(pid_file(machine).trim_start_matches('/'))).ok()?;
+fn agent(pid_file: &str, root: &Path) -> Option<Agent> {
+    let pid = fs::read_to_string(root.join(pid_file.trim_start_matches('/'))).ok()?;
     // The state follows the program's name, which is in parentheses and may hold anything (proc_pid_stat(5)).
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let state = match stat.rsplit(')').next()?.trim_start().chars().next()? {

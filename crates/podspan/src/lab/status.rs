@@ -19,7 +19,7 @@ pub fn run(output: Output) -> Result<ExitCode> {
     let machines = observe_all(layout.machines())?;
     let idle: Vec<_> = machines
         .iter()
-        .filter(|(_, seen)| agent_state(seen) != "running")
+        .filter(|(machine, seen)| machine.program().is_some() && agent_state(seen) != "running")
         .map(|(machine, seen)| format!("{machine} ({})", agent_state(seen)))
         .collect();
     let list: Vec<_> = machines
@@ -77,12 +77,15 @@ fn as_json(machine: Machine, seen: &Seen) -> Value {
         .as_ref()
         .map(|bridge| json!({ "name": bridge.name, "addresses": bridge.addresses }));
     let routes: Vec<_> = seen.routes.iter().map(ToString::to_string).collect();
+    let tunnels = seen.tunnels.iter();
+    let tunnels: Vec<_> = tunnels.map(|tunnel| &tunnel.link.name).collect();
     json!({
         "name": machine.to_string(),
         "agent": agent_state(seen),
         "agent_pid": seen.agent.map(|agent| agent.pid),
         "uplink": seen.uplink,
         "bridge": bridge,
+        "vxlan_devices": tunnels,
         "routes": routes,
         "pods": pods,
     })

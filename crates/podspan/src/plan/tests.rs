@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::{ConflistFile, Kept};
 
+mod tunnels;
+
 fn bridge_name() -> IfName {
     "podspan0".parse().unwrap()
 }
@@ -61,10 +63,14 @@ fn desired(node: u8, routes: &BTreeSet<Route>) -> Desired {
             mac: mac(node),
             mtu: Some(1500),
             gateways: vec![gateway(node), "fd00:10:244:1::1/64".parse().unwrap()],
+            netfilter: false,
             sysctls: vec![sysctl("net/ipv6/conf/podspan0/accept_dad", "0")],
         }),
+        tunnels: Vec::new(),
         routes: routes.iter().cloned().collect(),
         kept: Kept::default(),
+        masquerade: None,
+        forwarding: None,
         conflist: Some(ConflistFile {
             path: "/c".into(),
             text: "ours".to_owned(),
@@ -76,10 +82,12 @@ fn nothing() -> Observed {
     Observed {
         links: BTreeMap::from([(2, "eth0".into())]),
         bridge: None,
+        tunnels: Vec::new(),
         routes: Vec::new(),
         sysctls: BTreeMap::new(),
         allocations: Some(Vec::new()),
         conflist: Found::Absent,
+        filter: Ok(Arc::default()),
     }
 }
 
@@ -111,6 +119,7 @@ fn model(observed: &mut Observed, change: &Change) {
             let bridge = observed.bridge.as_mut().unwrap();
             bridge.alias = change.alias.map(str::to_owned).or(bridge.alias.take());
             bridge.mac = change.mac.or(bridge.mac);
+            bridge.netfilter = change.netfilter.or(bridge.netfilter);
             bridge.mtu = change.mtu.unwrap_or(bridge.mtu);
             bridge.up |= change.up;
         }
@@ -123,16 +132,18 @@ fn model(observed: &mut Observed, change: &Change) {
                 .addresses
                 .retain(|have| have != net);
         }
-        Change::AddRoute(NamedRoute { route, .. }) => {
+        Change::AddRoute(named) => {
+            let route = with_link(observed, named);
             assert!(
-                !observed.routes.iter().any(|have| same(have, route)),
+                !observed.routes.iter().any(|have| same(have, &route)),
                 "{change}: exists"
             );
-            observed.routes.push(route.clone());
+            observed.routes.push(route);
         }
-        Change::ReplaceRoute(NamedRoute { route, .. }) => {
-            let there = observed.routes.iter_mut().find(|have| same(have, route));
-            *there.unwrap_or_else(|| panic!("{change}: nothing to replace")) = route.clone();
+        Change::ReplaceRoute(named) => {
+            let route = with_link(observed, named);
+            let there = observed.routes.iter_mut().find(|have| same(have, &route));
+            *there.unwrap_or_else(|| panic!("{change}: nothing to replace")) = route;
         }
         Change::RemoveRoute(NamedRoute { route, .. }) => {
             let at = observed
@@ -142,7 +153,27 @@ fn model(observed: &mut Observed, change: &Change) {
                 .unwrap();
             observed.routes.remove(at);
         }
+        Change::SetMasquerade(_) | Change::SetForwarding(_) => {
+            panic!("{change}: nothing is filtered here")
+        }
         Change::WriteConflist { text, .. } => observed.conflist = Found::Ours(text.clone()),
+        of_tunnel => tunnels::model(observed, of_tunnel),
+    }
+}
+
+/// A route's link is that of its name, where the device was only just made.
+fn with_link(observed: &Observed, named: &NamedRoute) -> Route {
+    let made = || {
+        let name = named.link_name.as_deref().unwrap();
+        let mut tunnels = observed.tunnels.iter();
+        let tunnel = tunnels.find(|tunnel| tunnel.name.as_str() == name);
+        tunnel
+            .unwrap_or_else(|| panic!("a route through {name}, which is not there"))
+            .index
+    };
+    Route {
+        link: Some(named.route.link.unwrap_or_else(made)),
+        ..named.route.clone()
     }
 }
 
@@ -184,6 +215,7 @@ prop_compose! {
                 mtu: if mtu { 1500 } else { 1400 },
                 up,
                 addresses: gateways.into_iter().map(gateway).collect(),
+                netfilter: Some(mtu),
             }),
             sysctls: sysctl.map(|on| ("net/ipv4/ip_forward".to_owned(), u8::from(on).to_string())).into_iter().collect(),
             conflist: [Found::Absent, Found::Ours("ours".to_owned()), Found::Ours("old".to_owned())][conflist].clone(),
@@ -331,6 +363,30 @@ fn a_mac_address_that_somebody_else_set_is_corrected() {
 }
 
 #[test]
+fn our_bridge_calls_the_filters_of_ip_where_that_is_wanted_and_the_kernel_can() {
+    let mut wanted = desired(1, &BTreeSet::new());
+    wanted.bridge.as_mut().unwrap().netfilter = true;
+    for (seen, on, expected) in [
+        (
+            Some(false),
+            true,
+            &["ip link set podspan0 type bridge nf_call_iptables 1 nf_call_ip6tables 1"][..],
+        ),
+        (
+            Some(true),
+            false,
+            &["ip link set podspan0 type bridge nf_call_iptables 0 nf_call_ip6tables 0"][..],
+        ),
+        (Some(true), true, &[]),
+        (None, true, &[]),
+    ] {
+        wanted.bridge.as_mut().unwrap().netfilter = on;
+        let observed = with_bridge(|bridge| bridge.netfilter = seen);
+        assert_eq!(texts(&plan(&wanted, &observed)), expected);
+    }
+}
+
+#[test]
 fn the_mac_address_of_an_earlier_gateway_stays_while_there_are_pods() {
     let mut observed = with_bridge(|bridge| bridge.mac = Some(mac(9)));
     observed.allocations = Some(vec!["10.244.9.7".parse().unwrap()]);
@@ -373,6 +429,7 @@ fn a_bridge_of_somebody_else_gets_addresses_and_nothing_else() {
                 mtu: 9000,
                 addresses: vec!["192.0.2.1/24".parse().unwrap()],
                 kind: bridge.kind.take(),
+                netfilter: Some(true),
             };
         });
         let expected = [

@@ -1,29 +1,17 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{NodeRole, Operation, Routing};
+use crate::config::Routing;
 use crate::desired::{Subnet, Underlay, desired};
-use crate::log::Format;
 use crate::registry;
 
 fn config(routing: Routing) -> Config {
-    Config {
-        file: "agent.toml".into(),
-        nodes_file: "nodes.toml".into(),
-        role: Role::Node(NodeRole {
-            name: "node1".into(),
-            routing,
-            network: "podspan".parse().unwrap(),
-            bridge: "podspan0".parse().unwrap(),
-            mtu: Some(1400),
-            conflist: "/c/10.conflist".into(),
-            probe: true,
-        }),
-        operation: Operation {
-            listen: None,
-            log: Format::Text,
-        },
+    let content = "mtu = 1400\nlisten = 'off'";
+    let mut config = Config::parse_agent(Path::new("agent.toml"), content, "node1").unwrap();
+    if let Role::Node(role) = &mut config.role {
+        role.routing = routing;
     }
+    config
 }
 
 fn targets_of(config: &Config) -> Targets {
@@ -79,6 +67,13 @@ fn every_pod_cidr_that_there_is_a_route_for_is_tested_from_the_gateway_of_its_fa
     assert_eq!(ways(&direct), expected);
     assert_eq!(direct.mtu, Some(1400));
     assert_eq!(direct.peers[0].address, Some([192, 168, 1, 12].into()));
+    // Through a tunnel to where no segment leads.
+    let expected = [
+        expected.as_slice(),
+        &["10.244.1.1 -> elsewhere (10.244.3.1)"],
+    ]
+    .concat();
+    assert_eq!(ways(&targets_of(&config(Routing::Auto))), expected);
     let router = Routing::Router {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         routers: vec![[192, 168, 1, 1].into()],
@@ -93,9 +88,7 @@ fn every_pod_cidr_that_there_is_a_route_for_is_tested_from_the_gateway_of_its_fa
 #[test]
 fn where_it_is_switched_off_nothing_is_tested_nor_answered() {
     let mut config = config(Routing::Direct);
-    if let Role::Node(role) = &mut config.role {
-        role.probe = false;
-    }
+    config.operation.probe = false;
     assert_eq!(targets_of(&config), Targets::default());
 }
 

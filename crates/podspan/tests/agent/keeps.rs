@@ -12,7 +12,7 @@ fn the_agent_makes_the_node_right() {
     let machine = Machine::new();
     assert_eq!(machine.run("status").0, 1);
     let (code, changes) = machine.run("plan");
-    assert_eq!((code, changes.lines().count()), (1, 15), "{changes}");
+    assert_eq!((code, changes.lines().count()), (1, 16), "{changes}");
     assert_eq!(machine.routes(), [""; 0], "plan only looks");
 
     let _agent = machine.start("agent");
@@ -34,7 +34,7 @@ fn the_agent_makes_the_node_right() {
     let conflist = std::fs::read_to_string(machine.path("net.d/10-podspan.conflist")).unwrap();
     assert_eq!(
         serde_json::from_str::<Value>(&conflist).unwrap()["plugins"][0]["mtu"],
-        1500
+        1450
     );
     assert_eq!(machine.run("plan"), (0, String::new()));
     machine.assert_foreign_things_are_there();

@@ -10,10 +10,15 @@
 )]
 
 mod commands;
+mod forwarding;
 mod keeps;
 mod machine;
+mod masquerade;
 mod monitor;
 mod nodes_file;
 mod operation;
 mod peers;
 mod scale;
+mod services;
+mod traffic;
+mod vxlan;

@@ -14,8 +14,9 @@ fn node(number: u16, addresses: &[&str]) -> (Machine, Seen) {
     let machine = Machine::Node(number);
     let routes = LAYOUT.routes(machine).into_iter();
     let seen = Seen {
-        uplink: machine.addresses().to_vec(),
+        uplink: LAYOUT.addresses(machine),
         bridge: None,
+        tunnels: Vec::new(),
         routes: routes
             .map(|(dst, next_hop)| podspan_kernel::Route {
                 dst,

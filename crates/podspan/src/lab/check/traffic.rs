@@ -1,17 +1,22 @@
 //! Real traffic: TCP connections from each place's own network namespace, whose server says whom it saw.
 //!
 //! Every place listens on a port of its own, in both families, and answers a connection with the client's address as it
-//! sees it: what connects, and with which source address, is one measurement. All places try at the same time. Nothing
-//! is judged here.
+//! sees it: what connects, and with which source address, is one measurement. Between pods of different nodes a datagram as
+//! large as the pod's link lets through follows, which nobody on the way may part (DF), and comes back. All places try at
+//! the same time. Nothing is judged here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use podspan_kernel::{Errno, Netlink, Netns, errno_text};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::Shutdown;
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
 
 use super::super::holder;
 use super::super::layout::Machine;
@@ -22,6 +27,8 @@ use super::super::pod::NETNS_DIRECTORY;
 const TIMEOUT: Duration = Duration::from_millis(1500);
 /// After how many failures a place gives up: the cause is known then, and each may cost the timeout.
 const FAILURES_MAX: usize = 3;
+/// What of a packet is not a datagram's content, in bytes: UDP's header, with that of IPv4 or IPv6.
+const HEADERS: [u32; 2] = [28, 48];
 /// What is said of the connections that it gave up.
 pub const NOT_TRIED: &str = "not tried after so many failures";
 /// How many talk with how many at a time: of one node, they are 800 neighbours to each other.
@@ -35,6 +42,8 @@ pub struct Place {
     pub pod: Option<String>,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// The MTU of a pod's link, in bytes.
+    mtu: Option<u32>,
     netns: Netns,
     /// The node's; for a node, its own again.
     node_netns: Netns,
@@ -50,6 +59,8 @@ pub struct Attempt<'a> {
     pub to: IpAddr,
     /// The client's address as the server saw it, or why there was no connection.
     pub seen: Result<IpAddr, String>,
+    /// Whether the largest packet passed both ways, where that was tried.
+    pub full_size: Option<Result<(), String>>,
 }
 
 impl Place {
@@ -77,7 +88,7 @@ pub fn places(machines: &[(Machine, Seen)]) -> Result<Vec<Place>> {
     let mut places = Vec::new();
     for (machine, seen) in machines
         .iter()
-        .filter(|(machine, _)| *machine != Machine::Router)
+        .filter(|(machine, _)| matches!(machine, Machine::Node(_)))
     {
         let process = holder::process_of(*machine)?;
         let directory = process
@@ -93,6 +104,7 @@ pub fn places(machines: &[(Machine, Seen)]) -> Result<Vec<Place>> {
                 .chain(bridge)
                 .map(|net| net.addr())
                 .collect(),
+            mtu: None,
             netns: Netns::open(process.join("ns/net"))?,
             node_netns: Netns::open(process.join("ns/net"))?,
         });
@@ -101,6 +113,7 @@ pub fn places(machines: &[(Machine, Seen)]) -> Result<Vec<Place>> {
                 machine: *machine,
                 pod: Some(pod.name.clone()),
                 addresses: pod.addresses.iter().map(|net| net.addr()).collect(),
+                mtu: pod.host_veth.as_ref().map(|link| link.mtu),
                 netns: Netns::open(directory.join(&pod.name))?,
                 node_netns: Netns::open(process.join("ns/net"))?,
             });
@@ -137,7 +150,7 @@ pub fn connect(
             })
         });
         for server in &servers {
-            // Wakes the server from accept(2), which then fails; it fails only if the server is gone already.
+            // Wakes the server from poll(2); it fails only if the server is gone already.
             let _ = rustix::net::shutdown(&server.listener, Shutdown::Both);
         }
         outcome.map(|()| attempts)
@@ -179,6 +192,7 @@ fn connect_company<'a>(
 struct Server<'a> {
     place: &'a Place,
     listener: TcpListener,
+    datagrams: UdpSocket,
     port: u16,
 }
 
@@ -189,9 +203,13 @@ impl<'a> Server<'a> {
         let listener = place.netns.run(|| TcpListener::bind(any))?;
         let listener = listener.with_context(|| format!("listen on {}", place.name()))?;
         let port = listener.local_addr()?.port();
+        let any = SocketAddr::new(any.ip(), port);
+        let datagrams = place.netns.run(|| unparted(any))?;
+        let datagrams = datagrams.with_context(|| format!("listen on {}", place.name()))?;
         Ok(Self {
             place,
             listener,
+            datagrams,
             port,
         })
     }
@@ -204,11 +222,28 @@ impl<'a> Server<'a> {
             .map(move |ip| (place, SocketAddr::new(*ip, port)))
     }
 
-    /// Tells every client the address that it comes from.
+    /// Tells every client the address that it comes from, and sends datagrams back.
     fn serve(&self) {
-        while let Ok((mut connection, client)) = self.listener.accept() {
-            // What the client does not get to read, it tells.
-            let _ = write!(connection, "{}", client.ip().to_canonical());
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let mut ready = [
+                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::new(&self.datagrams, PollFlags::IN),
+            ];
+            if !matches!(poll(&mut ready, None), Ok(_) | Err(Errno::INTR)) {
+                return;
+            }
+            let [connections, datagrams] = ready.map(|fd| !fd.revents().is_empty());
+            if connections {
+                let Ok((mut connection, client)) = self.listener.accept() else {
+                    return;
+                };
+                // What the client does not get to read, it tells.
+                let _ = write!(connection, "{}", client.ip().to_canonical());
+            }
+            if datagrams && let Ok((length, client)) = self.datagrams.recv_from(&mut buffer) {
+                let _ = (self.datagrams).send_to(buffer.get(..length).unwrap_or_default(), client);
+            }
         }
     }
 }
@@ -252,11 +287,18 @@ fn try_all<'a>(
         } else {
             Err(NOT_TRIED.to_owned())
         };
+        let full_size = match (client.mtu, server.mtu) {
+            (Some(mtu), Some(_)) if client.machine != server.machine && seen.is_ok() => {
+                Some(send_full_size(*to, mtu).map_err(|error| words(&error)))
+            }
+            _ => None,
+        };
         attempts.push(Attempt {
             client,
             server,
             to: to.ip(),
             seen,
+            full_size,
         });
     }
     Ok(attempts)
@@ -271,6 +313,37 @@ fn ask(to: SocketAddr) -> std::io::Result<IpAddr> {
     answer
         .parse()
         .map_err(|_| std::io::Error::other(format!("answer {answer:?}")))
+}
+
+/// Sends one datagram that fills a packet of that size, and waits until it comes back.
+fn send_full_size(to: SocketAddr, mtu: u32) -> std::io::Result<()> {
+    let any = match to {
+        SocketAddr::V4(_) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        SocketAddr::V6(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+    };
+    let [v4, v6] = HEADERS;
+    let room = mtu.saturating_sub(if to.is_ipv4() { v4 } else { v6 });
+    let content = vec![7; room as usize];
+    let socket = unparted(any)?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.connect(to)?;
+    socket.send(&content)?;
+    let mut answer = vec![0; content.len().saturating_add(1)];
+    match socket.recv(&mut answer)? {
+        length if length == content.len() => Ok(()),
+        length => Err(std::io::Error::other(format!("{length} bytes came back"))),
+    }
+}
+
+/// A socket whose datagrams are sent as they are, or not at all, whatever was heard of the way (`IP_PMTUDISC_PROBE`).
+fn unparted(local: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(local)?;
+    if local.is_ipv6() {
+        set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?;
+    }
+    // A socket of IPv6 sends to IPv4 too.
+    set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
+    Ok(socket)
 }
 
 fn words(error: &std::io::Error) -> String {

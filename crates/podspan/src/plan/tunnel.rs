@@ -1,0 +1,189 @@
+//! The part of a plan that is about VXLAN devices: first what must be there before routes lead to it, then, when they do
+//! no more, what is left over. On a device of ours everything is ours.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use podspan_kernel::{IfName, LinkChange, Mac, Route};
+
+use super::{Change, Draft, VxlanLink, Wanted};
+use crate::desired::{Tunnel, VXLAN_ALIAS};
+use crate::observe::ObservedTunnel;
+use crate::refusal::Key;
+
+impl<'a> Draft<'a> {
+    /// Makes the devices right, and writes down what is behind them.
+    pub(super) fn tunnels(&mut self) {
+        for tunnel in &self.desired.tunnels {
+            match self.seen(&tunnel.name) {
+                None => self.new_tunnel(tunnel, Change::AddVxlan),
+                Some(seen) if !seen.is_ours(Some(tunnel.mac)) => self.refuse_tunnel(tunnel, seen),
+                Some(seen) if seen.vxlan != Some(tunnel.vxlan) => {
+                    self.gone.push(seen.index);
+                    self.new_tunnel(tunnel, Change::ReplaceVxlan);
+                }
+                Some(seen) => self.correct_tunnel(tunnel, seen),
+            }
+        }
+    }
+
+    fn seen(&self, name: &IfName) -> Option<&'a ObservedTunnel> {
+        self.observed.tunnels.iter().find(|seen| seen.name == *name)
+    }
+
+    fn new_tunnel(&mut self, tunnel: &Tunnel, make: impl Fn(VxlanLink) -> Change) {
+        self.push(make(VxlanLink {
+            name: tunnel.name.clone(),
+            vxlan: tunnel.vxlan,
+            mac: tunnel.mac,
+            mtu: tunnel.mtu,
+        }));
+        // One after the other: set up first, it would have a link-local address.
+        for change in [
+            LinkChange {
+                alias: Some(VXLAN_ALIAS),
+                no_link_local: true,
+                ..LinkChange::default()
+            },
+            LinkChange {
+                up: true,
+                ..LinkChange::default()
+            },
+        ] {
+            let name = tunnel.name.clone();
+            self.push(Change::SetVxlan { name, change });
+        }
+        self.sysctls(&tunnel.sysctls);
+        self.peers(tunnel, None);
+    }
+
+    fn refuse_tunnel(&mut self, tunnel: &'a Tunnel, seen: &ObservedTunnel) {
+        let (name, kind) = (&tunnel.name, seen.kind.as_deref());
+        let kind = kind.unwrap_or("physical device");
+        let fix = format!(
+            "needs {name}, and a {kind} of somebody else has that name; see `ip -d link show {name}`, and \
+             `ip link del {name}` if nobody needs it"
+        );
+        self.refuse(Key::Plain("routing"), "vxlan", fix);
+        self.unusable.push(name);
+    }
+
+    /// Corrects our own device where it is wrong. A change of its MAC address, and its setting down, take its neighbours with
+    /// them (`neigh_changeaddr`, `neigh_ifdown`).
+    fn correct_tunnel(&mut self, tunnel: &Tunnel, seen: &'a ObservedTunnel) {
+        let marked = seen.alias.as_deref() == Some(VXLAN_ALIAS);
+        let change = LinkChange {
+            up: !seen.up,
+            alias: (!marked).then_some(VXLAN_ALIAS),
+            no_link_local: !marked,
+            mtu: Some(tunnel.mtu).filter(|mtu| *mtu != seen.mtu),
+            mac: Some(tunnel.mac).filter(|mac| Some(*mac) != seen.mac),
+            ..LinkChange::default()
+        };
+        if change.up || !marked || change.mtu.is_some() || change.mac.is_some() {
+            let name = tunnel.name.clone();
+            self.push(Change::SetVxlan { name, change });
+        }
+        self.sysctls(&tunnel.sysctls);
+        self.peers(tunnel, Some(seen).filter(|_| change.mac.is_none()));
+    }
+
+    /// What is behind the device: entries of the forwarding table, then neighbours.
+    fn peers(&mut self, tunnel: &Tunnel, seen: Option<&ObservedTunnel>) {
+        let fdb: BTreeSet<_> = seen.iter().flat_map(|seen| &seen.fdb).collect();
+        let neighbours: BTreeSet<_> = seen.iter().flat_map(|seen| &seen.neighbours).collect();
+        for entry in tunnel.fdb.iter().filter(|entry| !fdb.contains(entry)) {
+            let (link, entry) = (tunnel.name.clone(), *entry);
+            self.push(Change::SetFdbEntry { link, entry });
+        }
+        let missing = tunnel.neighbours.iter().filter(|n| !neighbours.contains(n));
+        for neighbour in missing {
+            let (link, neighbour) = (tunnel.name.clone(), *neighbour);
+            self.push(Change::SetNeighbour { link, neighbour });
+        }
+    }
+
+    /// The routes through all devices, each with its device and the number that this has already.
+    pub(super) fn routes_through_tunnels(&self) -> impl Iterator<Item = Wanted<'a>> + use<'a> {
+        let (observed, gone) = (self.observed, self.gone.clone());
+        self.desired.tunnels.iter().flat_map(move |tunnel| {
+            let mut links = observed.tunnels.iter();
+            let there = links.find(|seen| seen.name == tunnel.name);
+            let there = there.map(|seen| seen.index);
+            let link = there.filter(|index| !gone.contains(index));
+            tunnel.routes.iter().map(move |route| Wanted {
+                route,
+                tunnel: Some((&tunnel.name, link)),
+            })
+        })
+    }
+
+    /// True for a route that something refused names, by its pod CIDR or by the node behind its next hop.
+    pub(super) fn is_kept(&self, route: &Route) -> bool {
+        let kept = &self.desired.kept;
+        kept.has_route(route)
+            || self
+                .remote_of(route)
+                .is_some_and(|ip| kept.has_next_hop(ip))
+    }
+
+    /// The node to which a route through a device of ours leads.
+    fn remote_of(&self, route: &Route) -> Option<IpAddr> {
+        let mut tunnels = self.observed.tunnels.iter();
+        let tunnel = tunnels.find(|tunnel| Some(tunnel.index) == route.link)?;
+        let mut neighbours = tunnel.neighbours.iter();
+        let mac = neighbours.find(|n| Some(n.ip) == route.next_hop)?.mac;
+        let entry = tunnel.fdb.iter().find(|entry| entry.mac == mac)?;
+        Some(entry.remote)
+    }
+
+    /// What is left over, now that no route leads to it: neighbours, then entries, then whole devices. What a route needs that
+    /// stays for something refused stays with it.
+    pub(super) fn stale_tunnels(&mut self) {
+        let desired = self.desired;
+        for seen in &self.observed.tunnels {
+            let wanted = desired
+                .tunnels
+                .iter()
+                .find(|wanted| wanted.name == seen.name);
+            let is_ours = seen.is_ours(wanted.map(|wanted| wanted.mac));
+            if !is_ours || self.gone.contains(&seen.index) {
+                continue;
+            }
+            let mut kept_hops = self.kept_hops.iter().copied();
+            match wanted {
+                Some(wanted) => self.stale_peers(wanted, seen),
+                None if kept_hops.any(|(link, _)| link == Some(seen.index)) => {}
+                None => {
+                    let name = seen.name.clone();
+                    self.removals.push(Change::RemoveVxlan { name });
+                }
+            }
+        }
+    }
+
+    fn stale_peers(&mut self, wanted: &Tunnel, seen: &ObservedTunnel) {
+        let next_hops: BTreeSet<_> = wanted.neighbours.iter().map(|n| n.ip).collect();
+        let mut macs: BTreeSet<Mac> = wanted.fdb.iter().map(|e| e.mac).collect();
+        let mut stale = Vec::new();
+        // Those of a device whose MAC address is corrected have gone with it.
+        let there = seen
+            .neighbours
+            .iter()
+            .filter(|_| seen.mac == Some(wanted.mac));
+        for neighbour in there {
+            if self.kept_hops.contains(&(Some(seen.index), neighbour.ip)) {
+                macs.insert(neighbour.mac);
+            } else if !next_hops.contains(&neighbour.ip) {
+                let (link, ip) = (seen.name.clone(), neighbour.ip);
+                stale.push(Change::RemoveNeighbour { link, ip });
+            }
+        }
+        let entries = seen.fdb.iter().filter(|entry| !macs.contains(&entry.mac));
+        stale.extend(entries.map(|entry| Change::RemoveFdbEntry {
+            link: seen.name.clone(),
+            entry: *entry,
+        }));
+        self.removals.extend(stale);
+    }
+}
