@@ -20,7 +20,7 @@ use podspan_kernel::{FdbEntry, IfName, LinkChange, Mac, Neighbour, Prefix, Route
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
 use crate::observe::{Observed, ObservedBridge};
-use crate::refusal::{Key, Refusal, Setting};
+use crate::refusal::{Key, Refusal, Setting, Source};
 use crate::{forwarding, masquerade};
 
 /// What is to be done, and what stands in the way.
@@ -451,15 +451,9 @@ impl Draft<'_> {
             Ok(seen) => &seen.masquerade,
             Err(_) if wanted.is_none() => return,
             Err(why) => {
-                self.plan.refusals.push(Refusal {
-                    file: self.desired.config_file.clone(),
-                    key: "masquerade".to_owned(),
-                    value: "true".to_owned(),
-                    fix: format!(
-                        "{why}; the kernel needs nf_tables and nft_masq, or set it to false"
-                    ),
-                });
-                return;
+                let fix =
+                    format!("{why}; the kernel needs nf_tables and nft_masq, or set it to false");
+                return self.refuse(Key::Plain("masquerade"), "true", fix);
             }
         };
         let addresses = self.observed.bridge.iter().flat_map(|seen| &seen.addresses);
@@ -583,10 +577,10 @@ impl Draft<'_> {
     }
 
     fn refuse(&mut self, key: Key<'_>, value: &str, fix: String) {
-        let file = &self.desired.config_file;
+        let source = Source::File(&self.desired.config_file);
         self.plan
             .refusals
-            .push(Setting { value, file, key }.refuse(fix));
+            .push(Setting { value, source, key }.refuse(fix));
     }
 }
 

@@ -75,18 +75,17 @@ pub fn print_plan(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
 /// Looks at this machine as the agent does, and describes it.
 fn status(config: &Config) -> anyhow::Result<Status> {
     let mut status = Status::default();
-    let mut registry = Registry::new(&config.nodes_file);
-    registry.look();
-    match registry.problem() {
-        None => {}
-        Some(problem) => status.wrong(problem, format!("write {}", config.nodes_file.display())),
+    let registry = Registry::read(&config.registry)?;
+    for problem in registry.problems() {
+        status.wrong(problem, config.registry.mend());
     }
     if let Some(cluster) = registry.cluster() {
-        let nodes = cluster.nodes.len();
-        status.right(format!(
-            "nodes file {}: {nodes} nodes",
-            config.nodes_file.display()
-        ));
+        let (nodes, unready) = (cluster.nodes.len(), cluster.unready.len());
+        let beside = match unready {
+            0 => String::new(),
+            unready => format!(", {unready} more without pod CIDRs or address yet"),
+        };
+        status.right(format!("{}: {nodes} nodes{beside}", registry.describe()));
         for refusal in registry.refusals() {
             status.wrong(refusal.to_string(), None);
         }
@@ -111,10 +110,10 @@ fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
 
 /// What the agent would change now.
 fn pending(config: &Config) -> anyhow::Result<Pending> {
-    let mut registry = Registry::new(&config.nodes_file);
-    registry.look();
+    let registry = Registry::read(&config.registry)?;
     let Some(cluster) = registry.cluster() else {
-        anyhow::bail!("{}", registry.problem().unwrap_or_default());
+        let problems: Vec<_> = registry.problems().collect();
+        anyhow::bail!("{}", problems.join("\n"));
     };
     let Plan { changes, refusals } = look_once(config, cluster)?.plan;
     let refused = registry.refusals().iter().chain(&refusals);

@@ -1,9 +1,9 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{Operation, VxlanRole};
+use crate::config::{Operation, RegistryConfig, VxlanRole};
 use crate::log::Format;
-use crate::registry;
+use crate::registry::nodes_file;
 
 const NODES: &str = r#"
     [[nodes]]
@@ -21,7 +21,9 @@ const NODES: &str = r#"
 "#;
 
 fn cluster(content: &str) -> Cluster {
-    registry::parse(Path::new("nodes.toml"), content).unwrap().0
+    nodes_file::parse(Path::new("nodes.toml"), content)
+        .unwrap()
+        .0
 }
 
 fn node1(routing: Routing) -> Config {
@@ -41,7 +43,7 @@ fn node1(routing: Routing) -> Config {
         data_dir: crate::config::DATA_DIR.into(),
         masquerade: true,
         non_masquerade_cidrs: Vec::new(),
-        bridge_netfilter: None,
+        bridge_netfilter: false,
     };
     config(Role::Node(role))
 }
@@ -49,8 +51,8 @@ fn node1(routing: Routing) -> Config {
 fn config(role: Role) -> Config {
     Config {
         file: "agent.toml".into(),
-        nodes_file: "nodes.toml".into(),
         proc_sys: crate::config::PROC_SYS.into(),
+        registry: RegistryConfig::File("nodes.toml".into()),
         role,
         operation: Operation {
             listen: None,

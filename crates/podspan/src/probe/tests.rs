@@ -3,11 +3,12 @@ use std::path::Path;
 use super::*;
 use crate::config::Routing;
 use crate::desired::{Subnet, Underlay, desired};
-use crate::registry;
+use crate::registry::nodes_file;
 
 fn config(routing: Routing) -> Config {
     let content = "mtu = 1400\nlisten = 'off'";
-    let mut config = Config::parse_agent(Path::new("agent.toml"), content, "node1").unwrap();
+    let mut config =
+        Config::parse_agent(Path::new("agent.toml"), content, (None, "node1")).unwrap();
     if let Role::Node(role) = &mut config.role {
         role.routing = routing;
     }
@@ -29,7 +30,7 @@ fn targets_of(config: &Config) -> Targets {
         addresses = ["172.16.0.3"]
         pod_cidrs = ["10.244.3.0/24"]
     "#;
-    let (cluster, _) = registry::parse(Path::new("nodes.toml"), nodes).unwrap();
+    let (cluster, _) = nodes_file::parse(Path::new("nodes.toml"), nodes).unwrap();
     let subnet = |net: &str| Subnet {
         net: net.parse().unwrap(),
         link: 2,

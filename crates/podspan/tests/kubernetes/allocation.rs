@@ -1,0 +1,1 @@
+//! Pod CIDRs that the agents take themselves.
