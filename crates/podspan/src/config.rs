@@ -82,6 +82,8 @@ pub struct Operation {
     pub listen: Option<SocketAddr>,
     /// How the log is written.
     pub log: Format,
+    /// The ways to the other nodes' pods are tested, and theirs to ours; never on a router, which is on no pod's side.
+    pub probe: bool,
 }
 
 /// Where it is read what nodes there are.
@@ -143,8 +145,6 @@ pub struct NodeRole {
     /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it. By default
     /// where the registry is Kubernetes.
     pub bridge_netfilter: bool,
-    /// The ways to the other nodes' pods are tested, and theirs to ours.
-    pub probe: bool,
 }
 
 /// What all nodes must agree on to send each other packets through VXLAN.
@@ -277,10 +277,10 @@ impl Config {
             bridge_netfilter: fields
                 .take("bridge_netfilter", boolean)
                 .unwrap_or(registry.is_kubernetes()),
-            probe: fields.take("probe", boolean).unwrap_or(true),
         };
         let proc_sys = fields.take("proc_sys", path);
-        let operation = take_operation(&mut fields);
+        let mut operation = take_operation(&mut fields);
+        operation.probe = fields.take("probe", boolean).unwrap_or(true);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
@@ -360,6 +360,7 @@ fn take_operation(fields: &mut Fields<'_>) -> Operation {
     Operation {
         listen: fields.take("listen", listen).unwrap_or(Some(LISTEN)),
         log: fields.take("log", format).unwrap_or_default(),
+        probe: false,
     }
 }
 
@@ -629,11 +630,11 @@ mod tests {
             "podspan-vxlan4"
         );
         assert_eq!(name([1; 8]).as_str(), "podspan-vxlan6");
-        assert!(node.probe);
         let config = agent("").unwrap();
         let operation = Operation {
             listen: Some("127.0.0.1:9470".parse().unwrap()),
             log: Format::Text,
+            probe: true,
         };
         assert_eq!(config.operation, operation);
         assert_eq!(config.registry, RegistryConfig::File(NODES_FILE.into()));
@@ -665,6 +666,7 @@ mod tests {
         let operation = Operation {
             listen: Some("[::]:1234".parse().unwrap()),
             log: Format::Json,
+            probe: false,
         };
         assert_eq!(agent(content).unwrap().operation, operation);
         let node = node(content);
@@ -698,7 +700,6 @@ mod tests {
         assert_eq!(node.non_masquerade_cidrs, cidrs);
         let vxlan = node.vxlan;
         assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (7, 4789, true));
-        assert!(!node.probe);
     }
 
     #[test]

@@ -44,7 +44,6 @@ fn node1(routing: Routing) -> Config {
         masquerade: true,
         non_masquerade_cidrs: Vec::new(),
         bridge_netfilter: false,
-        probe: true,
     };
     config(Role::Node(role))
 }
@@ -58,6 +57,7 @@ fn config(role: Role) -> Config {
         operation: Operation {
             listen: None,
             log: Format::Text,
+            probe: true,
         },
     }
 }
