@@ -299,7 +299,8 @@ impl Config {
 }
 
 impl RegistryConfig {
-    fn is_kubernetes(&self) -> bool {
+    /// There are Services, and a proxy that serves them.
+    pub fn is_kubernetes(&self) -> bool {
         matches!(self, Self::Kubernetes(_))
     }
 }

@@ -316,7 +316,9 @@ impl<'a> Draft<'a> {
             mac: Mac::of_ip(first.addr()),
             mtu,
             // A nodes file alone has no Services.
-            netfilter: role.bridge_netfilter.unwrap_or(false),
+            netfilter: role
+                .bridge_netfilter
+                .unwrap_or(self.config.registry.is_kubernetes()),
             sysctls: bridge_sysctls(&role.bridge, &gateways),
             gateways,
         });
