@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use futures_util::StreamExt as _;
 use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
@@ -160,6 +161,19 @@ impl Plane {
             .create(&PostParams::default(), body)
             .unwrap();
         self.runtime.block_on(self.client.request(request)).unwrap()
+    }
+
+    /// Several at a time.
+    pub fn create_all(&self, path: &str, objects: impl Iterator<Item = Value>) {
+        self.runtime.block_on(async {
+            let requests = objects.map(|object| async move {
+                let body = serde_json::to_vec(&object).unwrap();
+                let request = Request::new(path).create(&PostParams::default(), body);
+                self.client.request_text(request.unwrap()).await.unwrap()
+            });
+            let answers = futures_util::stream::iter(requests).buffer_unordered(16);
+            answers.for_each(|_| async {}).await;
+        });
     }
 
     pub fn list(&self, path: &str) -> Vec<Value> {
