@@ -86,7 +86,15 @@ pub fn print_report(config: &Config, output: Output) -> anyhow::Result<ExitCode>
 fn examine(config: &Config) -> anyhow::Result<Report> {
     let mut findings = from_status(status(config)?);
     let facts = Facts::gather(config)?;
-    findings.extend(checks::ALL.iter().flat_map(|check| check(&facts)));
+    let found: Vec<_> = checks::ALL.iter().map(|check| check(&facts)).collect();
+    let quiet = found.iter().filter(|of_check| of_check.is_empty()).count();
+    findings.push(Finding {
+        level: Level::Right,
+        what: format!("{quiet} of {} further checks find nothing", found.len()),
+        why: None,
+        mend: None,
+    });
+    findings.extend(found.into_iter().flatten());
     Ok(Report {
         right: findings.iter().all(|found| found.level != Level::Wrong),
         findings,

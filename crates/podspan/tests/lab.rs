@@ -58,6 +58,36 @@ fn every_promise_holds_through_a_router() {
 }
 
 #[test]
+fn the_doctor_finds_nothing_on_healthy_machines_and_a_node_that_is_cut_off_on_the_others() {
+    let lab = Lab::up(
+        "doctor",
+        &["--nodes", "3", "--pods", "1", "--routing", "router"],
+    );
+    let findings = |machine: &str| -> Vec<String> {
+        let role = if machine == "router" {
+            "router"
+        } else {
+            "node"
+        };
+        // Its exit status, which says the same, is not the lab's to judge here.
+        let script = format!("podspan doctor -o json --role {role} || true");
+        let report: serde_json::Value = serde_json::from_str(&lab.sh(machine, &script)).unwrap();
+        let all = report["findings"].as_array().unwrap().iter();
+        let ill = all.filter(|finding| finding["level"] != "right");
+        ill.map(|finding| finding["what"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    for machine in ["node1", "node2", "node3", "router"] {
+        assert_eq!(findings(machine), [""; 0], "{machine}");
+    }
+    lab.sh("node2", "ip link set eth0 down");
+    let cut_off = findings("node1");
+    assert_eq!(cut_off.len(), 2, "{cut_off:#?}");
+    let of_node2 = |what: &String| what.starts_with("peer node2 (") && what.contains("not answer");
+    assert!(cut_off.iter().all(of_node2), "{cut_off:#?}");
+}
+
+#[test]
 fn what_was_not_tried_is_not_called_kept() {
     let lab = Lab::up("alone", &["--nodes", "1", "--pods", "1"]);
     for row in lab.check() {
