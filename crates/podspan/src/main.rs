@@ -16,6 +16,7 @@ mod events;
 mod fields;
 mod forwarding;
 mod http;
+mod kubernetes;
 mod lab;
 mod list;
 mod log;
@@ -89,6 +90,9 @@ struct ConfigFile {
     /// The configuration [default: /etc/podspan/agent.toml, for the router router.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// This node's name, in the place of the configuration's
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", hide_env_values = true)]
+    node: Option<String>,
 }
 
 #[derive(Args)]
@@ -129,7 +133,8 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
 
 impl ConfigFile {
     fn read(&self, role: RoleName) -> anyhow::Result<Config> {
-        let config = Config::read(role, self.config.as_deref())?;
+        let node = self.node.as_deref().filter(|name| !name.is_empty());
+        let config = Config::read(role, self.config.as_deref(), node)?;
         podspan_kernel::sysctl::use_root(&config.proc_sys)?;
         Ok(config)
     }

@@ -142,8 +142,10 @@ impl Facts {
 
     /// What the agent would see: routes, addresses, how many nodes there are.
     fn look(&mut self, config: &Config) {
-        let mut registry = Registry::new(&config.nodes_file);
-        registry.look();
+        // Why there is none is a line of the status.
+        let Ok(registry) = Registry::read(&config.registry) else {
+            return;
+        };
         let Some(cluster) = registry.cluster() else {
             return;
         };
