@@ -316,9 +316,9 @@ fn read_conflists(directory: &Path) -> Vec<(PathBuf, Vec<String>)> {
             continue;
         };
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let listed = value["plugins"].as_array().cloned();
+        let listed = value.get("plugins").and_then(Value::as_array).cloned();
         let plugins = listed.unwrap_or_else(|| vec![value]).into_iter();
-        let types = plugins.filter_map(|plugin| plugin["type"].as_str().map(str::to_owned));
+        let types = plugins.filter_map(|plugin| Some(plugin.get("type")?.as_str()?.to_owned()));
         conflists.push((path, types.collect()));
     }
     conflists.sort();
