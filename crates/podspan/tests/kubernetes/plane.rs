@@ -1,6 +1,6 @@
 //! A Kubernetes API server of a test, and a hand in it.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -155,6 +155,16 @@ impl Plane {
         );
     }
 
+    /// The store forgets all versions before the present one.
+    pub fn forget_versions(&self) {
+        let now = store("range", &json!({"key": "AA=="}));
+        let revision = now["header"]["revision"].clone();
+        store(
+            "compaction",
+            &json!({"revision": revision, "physical": true}),
+        );
+    }
+
     pub fn create(&self, path: &str, object: &Value) -> Value {
         let body = serde_json::to_vec(object).unwrap();
         let request = Request::new(path)
@@ -271,6 +281,22 @@ impl Plane {
             })
             .collect()
     }
+}
+
+/// Asks etcd itself, over the JSON that it understands besides gRPC.
+fn store(what: &str, body: &Value) -> Value {
+    let body = body.to_string();
+    let request = format!(
+        "POST /v3/kv/{what} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut etcd = std::net::TcpStream::connect("127.0.0.1:6444").unwrap();
+    etcd.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    etcd.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{answer}");
+    serde_json::from_str(body).unwrap()
 }
 
 impl Drop for Plane {
