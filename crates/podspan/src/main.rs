@@ -12,6 +12,7 @@ mod config;
 mod conflist;
 mod desired;
 mod events;
+mod explain;
 mod fields;
 mod forwarding;
 mod http;
@@ -68,6 +69,13 @@ enum Command {
     Plan(Machine),
     /// Tell whether this machine is right; exit status 0: yes, 1: no, 2: error
     Status(Machine),
+    /// Follow a packet from a pod of this node to another pod; exit status 0: it passes, 1: it does not, 2: error
+    Explain {
+        #[command(flatten)]
+        packet: explain::Arguments,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Remove all that is marked as ours from this machine; stop the agent first
     Cleanup(cleanup::Arguments),
     /// Put a container on the network, as a runtime does
@@ -118,6 +126,9 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Router(file) => agent::run(&file.read(RoleName::Router)?),
         Command::Plan(machine) => status::print_plan(&machine.read()?, output),
         Command::Status(machine) => status::print_status(&machine.read()?, output),
+        Command::Explain { packet, file } => {
+            explain::run(&packet, &file.read(RoleName::Node)?, output)
+        }
         Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),
         Command::Del(arguments) => runtime::del(arguments, output),
