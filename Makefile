@@ -16,7 +16,11 @@ STATIC     := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=stati
 # Kernel tests make namespaces: as an ordinary user, inside a user namespace.
 ISOLATED   := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --mount --net)
 
-.PHONY: build check test test-runtimes lab bench instructions record-instructions install-tools clean
+# The version of the workspace, and the image's reference: of this machine, until somebody pushes it to a registry.
+VERSION    := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+IMAGE      := localhost/podspan:$(VERSION)
+
+.PHONY: build image manifests check test test-runtimes lab bench instructions record-instructions install-tools clean
 
 build:
 	$(STATIC)
@@ -24,12 +28,21 @@ build:
 	@for program in podspan podspan-cni; do \
 	  install -m 755 target/$(HOST)/release/$$program bin/.$$program.new && mv bin/.$$program.new bin/$$program; done
 
-check: $(TOOLS)/bin/cargo-deny
+# An OCI archive, without a container engine: ctr -n k8s.io images import bin/podspan-image.tar
+image: build
+	tools/image bin bin/podspan-image.tar $(IMAGE)
+
+# What is in deploy is the chart with its defaults.
+manifests: debian-packages-check $(TOOLS)/bin/helm
+	tests/chart/run --write
+
+check: debian-packages-check $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	@# The plugin has no async runtime and speaks no network protocol (ARCHITECTURE.md, invariant 6).
 	! $(CARGO) tree --locked --offline -p podspan-cni --all-features -e normal,build --prefix none | grep -E '^(tokio|hyper|rustls) '
 	$(TOOLS)/bin/cargo-deny --offline --locked check licenses bans sources
+	tests/chart/run
 
 # The lab makes its own namespaces, also as an ordinary user; everything else is run inside some. Longer than here:
 #   PODSPAN_FUZZ_SECONDS=600        each fuzz target, 10 s otherwise; PODSPAN_FUZZ_SEED=<printed seed> repeats one case
@@ -66,7 +79,9 @@ record-instructions: debian-packages-instructions build
 
 # What a target needs of Debian: installed where that is possible, named where it is not.
 .PHONY: debian-packages debian-packages-lab debian-packages-runtimes debian-packages-bench
-.PHONY: debian-packages-instructions
+.PHONY: debian-packages-instructions debian-packages-check
+debian-packages-check:
+	@tools/need python3:python3 /usr/lib/python3/dist-packages/yaml:python3-yaml
 debian-packages-lab:
 	@tools/need ip:iproute2
 debian-packages:
@@ -82,6 +97,10 @@ debian-packages-instructions:
 
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --version $(CARGO_DENY) --root $(TOOLS) cargo-deny
+
+# Debian has no helm; its version is in the go.mod.
+$(TOOLS)/bin/helm: tests/chart/go.mod tests/chart/go.sum
+	cd tests/chart && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $@ helm.sh/helm/v3/cmd/helm
 
 clean:
 	$(CARGO) clean

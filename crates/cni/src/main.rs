@@ -9,7 +9,7 @@ use std::path::Path;
 
 use podspan_cni::plugin::{Streams, serve};
 use podspan_cni::program::Program;
-use podspan_cni::program::install::{Foreign, install};
+use podspan_cni::program::install::{Foreign, install, uninstall};
 use podspan_cni::version::Version;
 
 podspan_kernel::start!(run);
@@ -28,6 +28,7 @@ fn run(arguments: Vec<OsString>) -> bool {
             [verb, force, dir] if verb == "install" && force == "--force" => {
                 install_into(Path::new(dir), Foreign::Replace)
             }
+            [verb, dir] if verb == "uninstall" => uninstall_from(Path::new(dir)),
             _ => about(),
         },
     }
@@ -52,6 +53,8 @@ fn about() -> bool {
     eprintln!("  podspan add <container> <namespace>");
     eprintln!("To put it there, also in the place of the reference plugins {names}:");
     eprintln!("  podspan-cni install [--force] /opt/cni/bin");
+    eprintln!("To take it away, and nothing of somebody else's:");
+    eprintln!("  podspan-cni uninstall /opt/cni/bin");
     true
 }
 
@@ -70,10 +73,32 @@ fn install_into(dir: &Path, foreign: Foreign) -> bool {
                     path.display()
                 );
             }
+            for path in installed.removed {
+                eprintln!(
+                    "removed {}, which this version does not have",
+                    path.display()
+                );
+            }
             true
         }
         Err(error) => {
             eprintln!("podspan-cni: install: {error}");
+            false
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a person runs it")]
+fn uninstall_from(dir: &Path) -> bool {
+    match uninstall(dir) {
+        Ok(removed) => {
+            for path in removed {
+                eprintln!("removed {}", path.display());
+            }
+            true
+        }
+        Err(error) => {
+            eprintln!("podspan-cni: uninstall: {error}");
             false
         }
     }

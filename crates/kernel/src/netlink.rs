@@ -260,7 +260,7 @@ impl From<Errno> for Refusal {
 
 /// One message as it came: the fields of `struct nlmsghdr` that matter, and the payload.
 pub(crate) struct Received<'a> {
-    kind: u16,
+    pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
     pub(crate) payload: &'a [u8],

@@ -14,6 +14,8 @@ mod chain;
 mod element;
 mod field;
 mod listing;
+mod monitor;
+mod ranges;
 mod rule;
 mod set;
 #[cfg(test)]
@@ -29,7 +31,9 @@ pub use batch::Batch;
 pub use chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, priority};
 pub use element::{Data, Element};
 pub use field::{Field, Header};
-pub use listing::{Generation, ListedRule};
+pub use listing::{Generation, ListedBase, ListedChain, ListedRule};
+pub use monitor::{News, NftMonitor};
+pub use ranges::AddressRange;
 pub use rule::{Compare, CtState, Limit, LimitUnit, Nat, NatFlag, Reject, Rule};
 pub use set::{Holds, NamedSet, Set};
 pub use value::{Type, Value};
@@ -78,6 +82,14 @@ pub enum Family {
     Bridge = 7,
     /// IPv6.
     Ip6 = 10,
+}
+
+impl Family {
+    /// That of a message's header; none for one that is not in this type.
+    fn from_number(number: u8) -> Option<Self> {
+        let known = [Self::Inet, Self::Ip, Self::Netdev, Self::Bridge, Self::Ip6];
+        known.into_iter().find(|family| *family as u8 == number)
+    }
 }
 
 impl fmt::Display for Family {

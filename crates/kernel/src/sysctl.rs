@@ -1,12 +1,36 @@
 //! Kernel parameters under `/proc/sys`.
 //!
 //! `/proc/sys/net` shows the network namespace of the calling thread. A key is the path below `/proc/sys`
-//! (`net/ipv6/conf/eth0/accept_ra`), because the names of links may hold dots.
+//! (`net/ipv6/conf/eth0/accept_ra`), because the names of links may hold dots. A container that is not privileged has
+//! `/proc/sys` read-only: there the whole process looks at the host's, mounted elsewhere ([`use_root`]).
 
 use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
+
+/// Where the parameters are; nothing is `/proc/sys`. It follows from the mounts that the process has, once and for all.
+static ROOT: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on, parameters are below `root`, for the whole process.
+///
+/// # Errors
+/// Exists: another root is in use already.
+pub fn use_root(root: &Path) -> Result<()> {
+    match ROOT.get_or_init(|| root.to_owned()) {
+        used if used == root => Ok(()),
+        used => Err(Error::new(
+            format!(
+                "look for sysctls in {} instead of {}",
+                root.display(),
+                used.display()
+            ),
+            rustix::io::Errno::EXIST,
+        )),
+    }
+}
 
 /// The value, without the line's end.
 ///
@@ -42,8 +66,9 @@ pub fn ensure(key: &str, value: &str) -> Result<()> {
     }
 }
 
-fn path(key: &str) -> String {
-    format!("/proc/sys/{key}")
+fn path(key: &str) -> PathBuf {
+    let root = ROOT.get().map_or(Path::new("/proc/sys"), PathBuf::as_path);
+    root.join(key)
 }
 
 #[cfg(test)]

@@ -7,11 +7,12 @@ use anyhow::{Context as _, anyhow};
 use podspan_kernel::{Netlink, sysctl};
 
 use crate::conflist;
+use crate::masquerade::PacketFilter;
 use crate::plan::{Change, NamedRoute};
 
 /// Carries out all changes and tells `told` what became of each.
 pub fn apply(
-    netlink: &mut Netlink,
+    (netlink, filter): (&mut Netlink, &mut PacketFilter),
     changes: &[Change],
     mut told: impl FnMut(&Change, anyhow::Result<()>),
 ) {
@@ -21,14 +22,14 @@ pub fn apply(
             Change::WriteConflist { .. } if !is_ready_for_pods => Err(anyhow!(
                 "{change}: left as it is, because the bridge is not right"
             )),
-            change => make(netlink, change),
+            change => make(netlink, filter, change),
         };
         is_ready_for_pods &= outcome.is_ok() || !change.is_for_pods();
         told(change, outcome);
     }
 }
 
-fn make(netlink: &mut Netlink, change: &Change) -> anyhow::Result<()> {
+fn make(netlink: &mut Netlink, filter: &mut PacketFilter, change: &Change) -> anyhow::Result<()> {
     match change {
         Change::SetSysctl(wanted) => sysctl::write(&wanted.key, wanted.value)?,
         // The plugin makes the bridge too: that it was quicker is fine, the next look sees what it left to do.
@@ -58,6 +59,7 @@ fn make(netlink: &mut Netlink, change: &Change) -> anyhow::Result<()> {
         },
         Change::ReplaceRoute(NamedRoute { route, .. }) => netlink.replace_route(route)?,
         Change::RemoveRoute(NamedRoute { route, .. }) => netlink.remove_route(route)?,
+        Change::SetMasquerade(transaction) => filter.commit(transaction)?,
         Change::WriteConflist { path, text } => conflist::write(path, text)?,
     }
     Ok(())

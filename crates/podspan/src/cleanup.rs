@@ -10,12 +10,14 @@ use anyhow::Context as _;
 use podspan_cni::attachment::MARK;
 use podspan_cni::filter::TABLES;
 use podspan_cni::forwarding;
+use podspan_cni::program::install::uninstall;
 use podspan_kernel::nft::{Batch, Nft};
 use podspan_kernel::{Netlink, RouteProtocol};
 use serde::Serialize;
 
-use crate::config::{self, Config, Role};
+use crate::config;
 use crate::conflist;
+use crate::events;
 use crate::output::{Output, exit_code};
 
 /// Where everything is that lives as long as the boot.
@@ -32,25 +34,38 @@ pub struct Cleanup {
     pub failed: Vec<String>,
 }
 
+/// What is to be cleaned besides.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The agent's configuration, which says where the conflist is [default: /etc/podspan/agent.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Also remove the plugin, and the names that link to it, from this directory
+    #[arg(long, value_name = "DIR")]
+    plugins: Option<PathBuf>,
+    /// Then wait for SIGTERM, as a container of a DaemonSet must; what failed ends it at once
+    #[arg(long)]
+    stay: bool,
+}
+
 /// Cleans this machine and prints what became of it; the exit status says whether all went.
 ///
 /// # Errors
 /// A configuration that is not right: it would say where the conflist is.
-pub fn run(config: Option<&Path>, output: Output) -> anyhow::Result<ExitCode> {
-    let cleanup = clean(&conflist_path(config)?, Path::new(RUN));
+pub fn run(arguments: &Arguments, output: Output) -> anyhow::Result<ExitCode> {
+    let conflist = match config::read_node_if_there(arguments.config.as_deref())? {
+        Some(role) => role.conflist,
+        None => config::CONFLIST.into(),
+    };
+    let mut cleanup = clean(&conflist, Path::new(RUN));
+    if let Some(directory) = &arguments.plugins {
+        cleanup.plugins(directory);
+    }
     output.print(&cleanup, Cleanup::to_text)?;
+    if arguments.stay && cleanup.failed.is_empty() {
+        events::wait_for_end()?;
+    }
     Ok(exit_code(cleanup.failed.is_empty()))
-}
-
-/// Where the conflist is: what the configuration says, where there is one.
-fn conflist_path(config: Option<&Path>) -> anyhow::Result<PathBuf> {
-    if config.is_none() && !Path::new(config::AGENT_FILE).exists() {
-        return Ok(config::CONFLIST.into());
-    }
-    match Config::read(config::RoleName::Node, config)?.role {
-        Role::Node(role) => Ok(role.conflist),
-        Role::Router => Ok(config::CONFLIST.into()),
-    }
 }
 
 /// Removes all that is marked. The conflist goes first: it invites the runtime.
@@ -101,6 +116,19 @@ impl Cleanup {
         match outcome.with_context(|| format!("remove {what}")) {
             Ok(()) => self.removed.push(what),
             Err(error) => self.fail(&error),
+        }
+    }
+
+    /// The plugin, last of all: until here, a runtime can still detach its pods.
+    fn plugins(&mut self, directory: &Path) {
+        match uninstall(directory) {
+            Ok(removed) => {
+                let paths = removed
+                    .iter()
+                    .map(|path| format!("file {}", path.display()));
+                self.removed.extend(paths);
+            }
+            Err(error) => self.fail(&anyhow::Error::from(error).context("remove the plugin")),
         }
     }
 

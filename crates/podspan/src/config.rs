@@ -3,7 +3,7 @@
 //! Everything that is wrong in the file is told at once, each with its key, its value and what would be right; then the
 //! program does not start, and what runs goes on running. Nothing here looks at the node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -12,6 +12,7 @@ use podspan_kernel::{IfName, Prefix};
 use toml::Value;
 
 use crate::fields::{Fields, Section, parse_toml, text};
+use crate::log::Format;
 use crate::refusal::{Key, Refusal, Setting};
 
 /// Where the agent's configuration is by default.
@@ -20,13 +21,23 @@ pub const AGENT_FILE: &str = "/etc/podspan/agent.toml";
 pub const ROUTER_FILE: &str = "/etc/podspan/router.toml";
 /// Where the conflist is by default: in the directory that every runtime reads, early in its order.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-podspan.conflist";
+/// Where the plugin keeps the allocations by default: a directory per network, a file per address.
+pub const DATA_DIR: &str = "/run/podspan/ipam";
+/// Where kernel parameters are by default.
+pub const PROC_SYS: &str = "/proc/sys";
 /// Where the nodes file is by default.
 const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
 const MTU: std::ops::RangeInclusive<i64> = 1280..=65535;
 
-const AGENT_KEYS: &str =
-    "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist";
+const AGENT_KEYS: &str = "node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+    data_dir, proc_sys, \
+    masquerade, non_masquerade_cidrs, \
+    probe, listen, log";
+/// Where metrics and health are served by default.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9470);
+
+const ROUTER_KEYS: &str = "nodes_file, listen, log";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -44,8 +55,21 @@ pub struct Config {
     pub file: PathBuf,
     /// The registry: what nodes there are.
     pub nodes_file: PathBuf,
+    /// Where the machine's kernel parameters are: in a container, where the host's are mounted.
+    pub proc_sys: PathBuf,
     /// What this machine is to do.
     pub role: Role,
+    /// How it is watched.
+    pub operation: Operation,
+}
+
+/// How the agent or the router is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// Where metrics and health are served; none nowhere.
+    pub listen: Option<SocketAddr>,
+    /// How the log is written.
+    pub log: Format,
 }
 
 /// What this machine is, with all that only this role needs.
@@ -72,6 +96,14 @@ pub struct NodeRole {
     pub mtu: Option<u32>,
     /// Where the conflist is written.
     pub conflist: PathBuf,
+    /// Where the plugin keeps the allocations: a directory per network, as host-local has it.
+    pub data_dir: PathBuf,
+    /// What leaves the cluster leaves under the node's address.
+    pub masquerade: bool,
+    /// What counts as inside of the cluster besides its nodes and their pods.
+    pub non_masquerade_cidrs: Vec<Prefix>,
+    /// The ways to the other nodes' pods are tested, and theirs to ours.
+    pub probe: bool,
 }
 
 /// How pods of other nodes are reached.
@@ -125,14 +157,19 @@ impl Config {
         }
     }
 
-    fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
+    /// Reads the content of an agent's file; `host_name` is the node's name where the file has none.
+    ///
+    /// # Errors
+    /// No TOML, or all the values that are wrong.
+    pub fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
         let nodes_file = fields.take("nodes_file", path);
+        let (routing, cluster_cidrs) = take_routing(&mut fields);
         let role = NodeRole {
             name: fields
                 .take("node", node_name)
                 .unwrap_or(host_name.to_owned()),
-            routing: take_routing(&mut fields),
+            routing,
             network: match fields.take("network", text) {
                 Some(name) => name,
                 None => default("podspan")?,
@@ -145,24 +182,51 @@ impl Config {
             conflist: fields
                 .take("conflist", conflist_path)
                 .unwrap_or(CONFLIST.into()),
+            data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
+            masquerade: fields.take("masquerade", boolean).unwrap_or(true),
+            non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
+            probe: fields.take("probe", boolean).unwrap_or(true),
         };
+        let proc_sys = fields.take("proc_sys", path);
+        let operation = take_operation(&mut fields);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            proc_sys: proc_sys.unwrap_or(PROC_SYS.into()),
             role: Role::Node(role),
+            operation,
         })
     }
 
     fn parse_router(file: &Path, content: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
         let nodes_file = fields.take("nodes_file", path);
-        all_right(fields.finish("nodes_file"))?;
+        let operation = take_operation(&mut fields);
+        all_right(fields.finish(ROUTER_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
             nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
+            proc_sys: PROC_SYS.into(),
             role: Role::Router,
+            operation,
         })
+    }
+}
+
+/// What a node's commands need of the agent's file; none where there is no file and none was named.
+///
+/// # Errors
+/// As [`Config::read`].
+pub fn read_node_if_there(file: Option<&Path>) -> anyhow::Result<Option<NodeRole>> {
+    if file.is_none() && !Path::new(AGENT_FILE).exists() {
+        return Ok(None);
+    }
+    let config = Config::read(RoleName::Node, file)?;
+    podspan_kernel::sysctl::use_root(&config.proc_sys)?;
+    match config.role {
+        Role::Node(role) => Ok(Some(role)),
+        Role::Router => Ok(None),
     }
 }
 
@@ -184,7 +248,47 @@ fn default<T: std::str::FromStr<Err = podspan_kernel::Invalid>>(name: &str) -> a
     Ok(name.parse()?)
 }
 
-fn take_routing(fields: &mut Fields<'_>) -> Routing {
+/// Where pods keep their addresses: in the whole of the cluster's ranges, whoever has them today.
+fn take_non_masquerade(fields: &mut Fields<'_>, mut cidrs: Vec<Prefix>) -> Vec<Prefix> {
+    cidrs.extend(
+        fields
+            .take_list("non_masquerade_cidrs", text::<Prefix>)
+            .unwrap_or_default(),
+    );
+    cidrs
+}
+
+fn take_operation(fields: &mut Fields<'_>) -> Operation {
+    Operation {
+        listen: fields.take("listen", listen).unwrap_or(Some(LISTEN)),
+        log: fields.take("log", format).unwrap_or_default(),
+    }
+}
+
+fn listen(value: &Value) -> Result<Option<SocketAddr>, String> {
+    match value.as_str() {
+        Some("" | "off") => return Ok(None),
+        Some(text) => match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => return Ok(Some(address)),
+            _ => {}
+        },
+        None => {}
+    }
+    Err(format!(
+        "must be an address and a port, such as \"{LISTEN}\", or \"off\""
+    ))
+}
+
+fn format(value: &Value) -> Result<Format, String> {
+    match value.as_str() {
+        Some("text") => Ok(Format::Text),
+        Some("json") => Ok(Format::Json),
+        _ => Err("must be \"text\" or \"json\"".to_owned()),
+    }
+}
+
+/// How pods of other nodes are reached, and the ranges that hold all pod CIDRs, where they are told.
+fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
     let routed = fields.take("routing", |value| match value.as_str() {
         Some("direct") => Ok(false),
         Some("router") => Ok(true),
@@ -210,7 +314,7 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
         }
     }
     if routed != Some(true) {
-        return Routing::Direct;
+        return (Routing::Direct, cluster_cidrs);
     }
     if cluster_cidrs.is_empty() {
         let fix = "routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
@@ -220,10 +324,11 @@ fn take_routing(fields: &mut Fields<'_>) -> Routing {
         let fix = "routing = \"router\" needs the router's address, such as [\"192.168.1.1\"]";
         fields.refuse("routers", "", fix);
     }
-    Routing::Router {
-        cluster_cidrs,
+    let routing = Routing::Router {
+        cluster_cidrs: cluster_cidrs.clone(),
         routers,
-    }
+    };
+    (routing, cluster_cidrs)
 }
 
 fn refuse_overlaps(fields: &mut Fields<'_>, cluster_cidrs: &[Prefix]) {
@@ -263,7 +368,7 @@ pub fn ip(value: &Value) -> Result<IpAddr, String> {
 fn path(value: &Value) -> Result<PathBuf, String> {
     match value.as_str().map(PathBuf::from) {
         Some(path) if path.is_absolute() && path.file_name().is_some() => Ok(path),
-        _ => Err("must be the absolute path of a file, beginning with /".to_owned()),
+        _ => Err("must be an absolute path, beginning with /".to_owned()),
     }
 }
 
@@ -272,6 +377,12 @@ fn conflist_path(value: &Value) -> Result<PathBuf, String> {
         path if path.extension().is_some_and(|suffix| suffix == "conflist") => Ok(path),
         _ => Err("must end with .conflist, or no runtime reads it".to_owned()),
     }
+}
+
+fn boolean(value: &Value) -> Result<bool, String> {
+    value
+        .as_bool()
+        .ok_or_else(|| "must be true or false, without quotes".to_owned())
 }
 
 fn mtu(value: &Value) -> Result<u32, String> {
@@ -328,7 +439,18 @@ mod tests {
             ("podspan", "podspan0")
         );
         assert_eq!((node.mtu, node.conflist), (None, CONFLIST.into()));
+        assert_eq!(node.data_dir, Path::new(DATA_DIR));
+        assert_eq!(agent("").unwrap().proc_sys, Path::new(PROC_SYS));
+        assert!(node.masquerade && node.non_masquerade_cidrs.is_empty());
         assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
+        assert!(node.probe);
+        let config = agent("").unwrap();
+        assert_eq!(config.nodes_file, Path::new(NODES_FILE));
+        let operation = Operation {
+            listen: Some("127.0.0.1:9470".parse().unwrap()),
+            log: Format::Text,
+        };
+        assert_eq!(config.operation, operation);
     }
 
     #[test]
@@ -343,7 +465,19 @@ mod tests {
             bridge = "br0"
             mtu = 9000
             conflist = "/c/10.conflist"
+            data_dir = "/var/lib/cni/networks"
+            proc_sys = "/host/proc/sys"
+            masquerade = false
+            non_masquerade_cidrs = ["10.0.0.0/8"]
+            probe = false
+            listen = "[::]:1234"
+            log = "json"
         "#;
+        let operation = Operation {
+            listen: Some("[::]:1234".parse().unwrap()),
+            log: Format::Json,
+        };
+        assert_eq!(agent(content).unwrap().operation, operation);
         let node = node(content);
         let routing = Routing::Router {
             cluster_cidrs: vec![
@@ -364,14 +498,60 @@ mod tests {
             (node.mtu, node.conflist),
             (Some(9000), "/c/10.conflist".into())
         );
+        assert_eq!(node.data_dir, Path::new("/var/lib/cni/networks"));
+        assert_eq!(
+            agent(content).unwrap().proc_sys,
+            Path::new("/host/proc/sys")
+        );
+        assert!(!node.masquerade);
+        let cidrs = ["10.244.0.0/16", "fd00:10:244::/48", "10.0.0.0/8"];
+        let cidrs: Vec<Prefix> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        assert_eq!(node.non_masquerade_cidrs, cidrs);
+        assert!(!node.probe);
+    }
+
+    #[test]
+    fn listening_can_be_switched_off() {
+        for off in ["listen = ''", "listen = 'off'"] {
+            assert_eq!(agent(off).unwrap().operation.listen, None);
+            let router = Config::parse_router(Path::new("router.toml"), off).unwrap();
+            assert_eq!(router.operation.listen, None);
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_known_is_refused_with_those_that_are() {
+        let error = agent("nod = 'a'").unwrap_err().to_string();
+        let told = format!("agent.toml: nod = \"a\": no such key; there are {AGENT_KEYS}");
+        assert_eq!(error, told);
     }
 
     #[test]
     fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
         let table = [
             (
-                "nod = 'a'",
-                "agent.toml: nod = 'a': no such key; there are node, nodes_file, routing, cluster_cidrs, routers, network, bridge, mtu, conflist",
+                "masquerade = 'no'",
+                "agent.toml: masquerade = \"no\": must be true or false, without quotes",
+            ),
+            (
+                "non_masquerade_cidrs = ['10.1.0.1/16']",
+                "agent.toml: non_masquerade_cidrs[0] = \"10.1.0.1/16\": prefix 10.1.0.1/16 has host bits set; its network is 10.1.0.0/16",
+            ),
+            (
+                "probe = 'yes'",
+                "agent.toml: probe = \"yes\": must be true or false, without quotes",
+            ),
+            (
+                "listen = 9470",
+                "agent.toml: listen = 9470: must be an address and a port, such as \"127.0.0.1:9470\", or \"off\"",
+            ),
+            (
+                "listen = 'localhost:9470'",
+                "agent.toml: listen = \"localhost:9470\": must be an address and a port, such as \"127.0.0.1:9470\", or \"off\"",
+            ),
+            (
+                "log = 'xml'",
+                "agent.toml: log = \"xml\": must be \"text\" or \"json\"",
             ),
             (
                 "node = ''",
@@ -383,7 +563,7 @@ mod tests {
             ),
             (
                 "nodes_file = 'n.toml'",
-                "agent.toml: nodes_file = \"n.toml\": must be the absolute path of a file, beginning with /",
+                "agent.toml: nodes_file = \"n.toml\": must be an absolute path, beginning with /",
             ),
             (
                 "routing = 'fast'",
@@ -447,7 +627,7 @@ mod tests {
             assert_eq!(told.replace("\"a\": no", "'a': no"), expected, "{content}");
         }
         let error = Config::parse_router(Path::new("router.toml"), "node = 'a'").unwrap_err();
-        let expected = "router.toml: node = \"a\": no such key; there are nodes_file";
+        let expected = "router.toml: node = \"a\": no such key; there are nodes_file, listen, log";
         assert_eq!(error.to_string(), expected);
     }
 

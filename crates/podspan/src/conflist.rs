@@ -9,10 +9,11 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use podspan_cni::attachment::NetworkName;
-use podspan_kernel::{IfName, Prefix};
+use podspan_kernel::Prefix;
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::config::{DATA_DIR, NodeRole};
 
 /// The name of the plugin's executable.
 pub const PLUGIN: &str = "podspan-cni";
@@ -48,7 +49,7 @@ struct Plugin<'a> {
     is_default_gateway: bool,
     mtu: u32,
     capabilities: Capabilities,
-    ipam: Ipam,
+    ipam: Ipam<'a>,
 }
 
 /// What the runtime may put into `runtimeConfig`.
@@ -62,8 +63,12 @@ struct Capabilities {
 }
 
 #[derive(Serialize)]
-struct Ipam {
+#[serde(rename_all = "camelCase")]
+struct Ipam<'a> {
     ranges: Vec<[Range; 1]>,
+    /// None is the plugin's own default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<&'a Path>,
 }
 
 #[derive(Serialize)]
@@ -75,12 +80,7 @@ struct Range {
 ///
 /// # Errors
 /// None that can happen; JSON of names and numbers can always be written.
-pub fn text(
-    network: &NetworkName,
-    bridge: &IfName,
-    mtu: u32,
-    pod_cidrs: &[Prefix],
-) -> anyhow::Result<String> {
+pub fn text(role: &NodeRole, mtu: u32, pod_cidrs: &[Prefix]) -> anyhow::Result<String> {
     let ranges = pod_cidrs.iter().map(|cidr| {
         let subnet = cidr.net().to_string();
         [Range { subnet }]
@@ -89,10 +89,10 @@ pub fn text(
         // Runtimes that do not know `cniVersions` (CNI 1.1) take the first.
         cni_version: "1.0.0",
         cni_versions: ["1.0.0", "1.1.0"],
-        name: network.as_str(),
+        name: role.network.as_str(),
         plugins: [Plugin {
             kind: PLUGIN,
-            bridge: bridge.as_str(),
+            bridge: role.bridge.as_str(),
             is_default_gateway: true,
             mtu,
             capabilities: Capabilities {
@@ -103,6 +103,7 @@ pub fn text(
             },
             ipam: Ipam {
                 ranges: ranges.collect(),
+                data_dir: Some(&*role.data_dir).filter(|dir| *dir != Path::new(DATA_DIR)),
             },
         }],
     };
@@ -202,16 +203,20 @@ fn draft_path(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Role};
 
     fn example() -> String {
         let cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|cidr| cidr.parse().unwrap());
-        text(
-            &"podspan".parse().unwrap(),
-            &"podspan0".parse().unwrap(),
-            1450,
-            &cidrs,
-        )
-        .unwrap()
+        text(&role(DATA_DIR), 1450, &cidrs).unwrap()
+    }
+
+    fn role(data_dir: &str) -> NodeRole {
+        let content = format!("data_dir = {data_dir:?}");
+        let config = Config::parse_agent(Path::new("agent.toml"), &content, "node1").unwrap();
+        match config.role {
+            Role::Node(role) => role,
+            Role::Router => panic!("an agent's file makes a node"),
+        }
     }
 
     #[test]
@@ -233,6 +238,12 @@ mod tests {
             }],
         });
         assert_eq!(serde_json::from_str::<Value>(&example()).unwrap(), expected);
+        let text = text(&role("/var/lib/cni/networks"), 1450, &[]).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            value["plugins"][0]["ipam"]["dataDir"],
+            "/var/lib/cni/networks"
+        );
     }
 
     #[test]

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use podspan_kernel::nft::AddressRange;
 use podspan_kernel::{IfName, Mac, Prefix, Route, RouteOptions, RouteProtocol};
 
 use crate::cluster::{Cluster, Node};
 use crate::config::{Config, NodeRole, Role, Routing};
 use crate::conflist;
+use crate::masquerade::Masquerade;
 use crate::refusal::{Key, Refusal, Setting};
 
 /// What this machine should be.
@@ -28,6 +30,8 @@ pub struct Desired {
     pub routes: Vec<Route>,
     /// What stays as it is although it is not among the above.
     pub kept: Kept,
+    /// What leaves the cluster under the node's address; none where nothing does.
+    pub masquerade: Option<Masquerade>,
     /// The conflist; none on a router, and as long as the MTU is not known.
     pub conflist: Option<ConflistFile>,
 }
@@ -187,6 +191,7 @@ impl<'a> Draft<'a> {
         let cluster = self.cluster;
         self.forward(&own.pod_cidrs);
         self.bridge(role, own)?;
+        self.masquerade(role, own);
         match &role.routing {
             Routing::Direct => {
                 for node in cluster.nodes.iter().filter(|node| node.entry != own.entry) {
@@ -239,7 +244,7 @@ impl<'a> Draft<'a> {
         };
         let mtu = role.mtu.or_else(|| self.uplink_mtu(own));
         if let Some(mtu) = mtu {
-            let text = conflist::text(&role.network, &role.bridge, mtu, &pod_cidrs)?;
+            let text = conflist::text(role, mtu, &pod_cidrs)?;
             let path = role.conflist.clone();
             self.desired.conflist = Some(ConflistFile { path, text });
         }
@@ -251,6 +256,18 @@ impl<'a> Draft<'a> {
             gateways,
         });
         Ok(())
+    }
+
+    fn masquerade(&mut self, role: &NodeRole, own: &Node) {
+        if role.masquerade {
+            let nodes = &self.cluster.nodes;
+            let pods = nodes.iter().flat_map(|node| &node.pod_cidrs);
+            let pods = pods.chain(&role.non_masquerade_cidrs);
+            let addresses = nodes.iter().flat_map(|node| &node.addresses);
+            let inside = pods.copied().map(AddressRange::from);
+            let inside = inside.chain(addresses.copied().map(AddressRange::from));
+            self.desired.masquerade = Some(Masquerade::of(&role.bridge, &own.pod_cidrs, inside));
+        }
     }
 
     /// The smallest MTU of the links that have an address of this node.
@@ -428,6 +445,16 @@ impl Kept {
             || route
                 .next_hop
                 .is_some_and(|ip| self.next_hops.binary_search(&ip).is_ok())
+    }
+
+    /// True for a range that something refused names.
+    pub fn has_range(&self, range: AddressRange) -> bool {
+        let ip = (range.first() == range.last()).then_some(range.first());
+        ip.is_some_and(|ip| self.next_hops.binary_search(&ip).is_ok())
+            || self
+                .destinations
+                .iter()
+                .any(|prefix| AddressRange::from(*prefix) == range)
     }
 
     /// True for a gateway of a pod CIDR that is refused.

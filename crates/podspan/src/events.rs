@@ -13,10 +13,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use podspan_kernel::Monitor;
+use podspan_kernel::nft::NftMonitor;
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::masquerade;
 
 /// What a source says.
 #[derive(Debug)]
@@ -34,11 +37,12 @@ const WAITING: usize = 16;
 /// How long after a failure a source is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// Starts all sources. `files` are followed through renames of theirs and of the symbolic links on the way.
+/// Starts all sources; others may send events too. `files` are followed through renames of theirs and of the symbolic links
+/// on the way.
 ///
 /// # Errors
 /// No thread, or no signal handler.
-pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
+pub fn start(files: Vec<PathBuf>) -> anyhow::Result<(SyncSender<Event>, Receiver<Event>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("catch signals")?;
     let to_stop = sender.clone();
@@ -56,8 +60,24 @@ pub fn start(files: Vec<PathBuf>) -> anyhow::Result<Receiver<Event>> {
     let monitor = Monitor::open()?;
     let of_kernel = sender.clone();
     spawn("kernel", move || watch_kernel(monitor, &of_kernel))?;
-    spawn("files", move || watch_files(&files, &sender))?;
-    Ok(receiver)
+    // A kernel without a packet filter has no news of one.
+    if let Ok(monitor) = NftMonitor::open() {
+        let of_filter = sender.clone();
+        spawn("packet filter", move || watch_filter(monitor, &of_filter))?;
+    }
+    let of_files = sender.clone();
+    spawn("files", move || watch_files(&files, &of_files))?;
+    Ok((sender, receiver))
+}
+
+/// Waits until somebody wants us to end.
+///
+/// # Errors
+/// No signal handler.
+pub fn wait_for_end() -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("catch signals")?;
+    let _ = signals.forever().next();
+    Ok(())
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
@@ -68,9 +88,24 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
         .with_context(|| format!("start the thread for {name}"))
 }
 
-fn watch_kernel(mut monitor: Monitor, sender: &SyncSender<Event>) {
+fn watch_kernel(monitor: Monitor, sender: &SyncSender<Event>) {
+    watch((monitor, Monitor::open), sender, |monitor| monitor.wait());
+}
+
+/// What others do to their own tables, which is much where there is a Service proxy, wakes nobody.
+fn watch_filter(monitor: NftMonitor, sender: &SyncSender<Event>) {
+    watch((monitor, NftMonitor::open), sender, |monitor| {
+        monitor.wait(masquerade::matters)
+    });
+}
+
+fn watch<M>(
+    (mut monitor, open): (M, impl Fn() -> podspan_kernel::Result<M>),
+    sender: &SyncSender<Event>,
+    wait: impl Fn(&mut M) -> podspan_kernel::Result<()>,
+) {
     loop {
-        let failure = match monitor.wait() {
+        let failure = match wait(&mut monitor) {
             Ok(()) => {
                 let _ = sender.try_send(Event::Look);
                 continue;
@@ -80,7 +115,7 @@ fn watch_kernel(mut monitor: Monitor, sender: &SyncSender<Event>) {
         let _ = sender.send(Event::SourceFailed(failure.to_string()));
         loop {
             thread::sleep(REOPEN);
-            if let Ok(opened) = Monitor::open() {
+            if let Ok(opened) = open() {
                 monitor = opened;
                 break;
             }

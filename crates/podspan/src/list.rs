@@ -12,7 +12,8 @@ use podspan_cni::attachment::{AttachmentId, NetworkName};
 use podspan_kernel::{Link, Netlink};
 use serde::Serialize;
 
-use crate::observe::{IPAM, list_allocations};
+use crate::config;
+use crate::observe::list_allocations;
 use crate::output::{Output, columns};
 
 /// An attachment.
@@ -33,9 +34,13 @@ pub struct Row {
 /// Prints the attachments.
 ///
 /// # Errors
-/// What the kernel or the file system answered.
-pub fn print_list(output: Output) -> anyhow::Result<ExitCode> {
-    let rows = rows(&mut Netlink::open()?, Path::new(IPAM))?;
+/// A configuration that is not right, or what the kernel or the file system answered.
+pub fn print_list(config: Option<&Path>, output: Output) -> anyhow::Result<ExitCode> {
+    let data_dir = match config::read_node_if_there(config)? {
+        Some(role) => role.data_dir,
+        None => config::DATA_DIR.into(),
+    };
+    let rows = rows(&mut Netlink::open()?, &data_dir)?;
     output.print(&rows, |rows| {
         let title = [
             "NETWORK",

@@ -5,6 +5,7 @@ use podspan_kernel::Netlink;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::desired::{Desired, desired};
+use crate::masquerade::PacketFilter;
 use crate::observe::{Observed, observe, observe_links};
 use crate::plan::{Plan, plan};
 
@@ -21,7 +22,12 @@ pub struct Look {
 ///
 /// # Errors
 /// What the kernel or the file system answered.
-pub fn look(netlink: &mut Netlink, config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
+pub fn look(
+    netlink: &mut Netlink,
+    filter: &mut PacketFilter,
+    config: &Config,
+    cluster: &Cluster,
+) -> anyhow::Result<Look> {
     let links = observe_links(netlink, config)?;
     let (desired, refusals) = desired(config, cluster, &links.underlay)?;
     let Some(desired) = desired else {
@@ -31,7 +37,7 @@ pub fn look(netlink: &mut Netlink, config: &Config, cluster: &Cluster) -> anyhow
         };
         return Ok(Look { both: None, plan });
     };
-    let observed = observe(netlink, config, &desired, links)?;
+    let observed = observe(netlink, config, &desired, (links, filter))?;
     let mut plan = plan(&desired, &observed);
     plan.refusals.splice(0..0, refusals);
     Ok(Look {

@@ -4,6 +4,8 @@
 
 mod agent;
 mod apply;
+mod beside;
+mod board;
 mod cleanup;
 mod cluster;
 mod config;
@@ -11,9 +13,13 @@ mod conflist;
 mod desired;
 mod events;
 mod fields;
+mod http;
 mod lab;
 mod list;
+mod log;
 mod look;
+mod masquerade;
+mod metrics;
 mod observe;
 mod output;
 mod plan;
@@ -53,13 +59,13 @@ enum Command {
     /// Tell whether this machine is right; exit status 0: yes, 1: no, 2: error
     Status(Machine),
     /// Remove all that is marked as ours from this machine; stop the agent first
-    Cleanup(ConfigFile),
+    Cleanup(cleanup::Arguments),
     /// Put a container on the network, as a runtime does
     Add(runtime::Arguments),
     /// Take a container off the network, as a runtime does
     Del(runtime::Arguments),
     /// List the attachments of this node
-    List,
+    List(ConfigFile),
     /// Have a whole cluster on this machine: nodes, pods and a router as namespaces
     Lab(lab::Command),
 }
@@ -97,17 +103,19 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Router(file) => agent::run(&file.read(RoleName::Router)?),
         Command::Plan(machine) => status::print_plan(&machine.read()?, output),
         Command::Status(machine) => status::print_status(&machine.read()?, output),
-        Command::Cleanup(file) => cleanup::run(file.config.as_deref(), output),
+        Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),
         Command::Del(arguments) => runtime::del(arguments, output),
-        Command::List => list::print_list(output),
+        Command::List(file) => list::print_list(file.config.as_deref(), output),
         Command::Lab(command) => lab::run(command, output),
     }
 }
 
 impl ConfigFile {
     fn read(&self, role: RoleName) -> anyhow::Result<Config> {
-        Config::read(role, self.config.as_deref())
+        let config = Config::read(role, self.config.as_deref())?;
+        podspan_kernel::sysctl::use_root(&config.proc_sys)?;
+        Ok(config)
     }
 }
 

@@ -14,9 +14,7 @@ use podspan_kernel::{Address, IfName, Link, Mac, Netlink, Route, RouteProtocol, 
 use crate::config::{Config, Role};
 use crate::conflist;
 use crate::desired::{Desired, Subnet, Underlay};
-
-/// Where the plugin keeps the allocations: a directory per network, a file per address.
-pub const IPAM: &str = "/run/podspan/ipam";
+use crate::masquerade::{self, PacketFilter};
 
 /// The machine's links.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +59,8 @@ pub struct Observed {
     pub allocations: Option<Vec<IpAddr>>,
     /// What is at the conflist's path.
     pub conflist: conflist::Found,
+    /// What is there of our masquerading, or why it cannot be told.
+    pub masquerade: Result<Arc<masquerade::Seen>, podspan_kernel::Error>,
 }
 
 impl ObservedBridge {
@@ -136,10 +136,10 @@ pub fn observe(
     netlink: &mut Netlink,
     config: &Config,
     desired: &Desired,
-    links: Links,
+    (links, filter): (Links, &mut PacketFilter),
 ) -> anyhow::Result<Observed> {
     let allocations = match &config.role {
-        Role::Node(role) => list_allocations(Path::new(IPAM), &role.network).ok(),
+        Role::Node(role) => list_allocations(&role.data_dir, &role.network).ok(),
         Role::Router => None,
     };
     let of_bridge = desired.bridge.iter().flat_map(|bridge| &bridge.sysctls);
@@ -160,6 +160,7 @@ pub fn observe(
         sysctls,
         allocations,
         conflist,
+        masquerade: filter.observe(),
     })
 }
 

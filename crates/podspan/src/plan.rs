@@ -11,10 +11,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podspan_cni::attachment::BRIDGE_ALIAS;
+use podspan_kernel::nft::AddressRange;
 use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
 
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
+use crate::masquerade;
 use crate::observe::{Observed, ObservedBridge};
 use crate::refusal::{Key, Refusal, Setting};
 
@@ -66,6 +68,8 @@ pub enum Change {
     ReplaceRoute(NamedRoute),
     /// Remove a route.
     RemoveRoute(NamedRoute),
+    /// Correct what is masqueraded.
+    SetMasquerade(masquerade::Transaction),
     /// Write the conflist.
     WriteConflist {
         /// Where.
@@ -85,6 +89,22 @@ pub struct NamedRoute {
 }
 
 impl Change {
+    /// What it does, in a word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SetSysctl(_) => "set_sysctl",
+            Self::AddBridge { .. } => "add_bridge",
+            Self::SetBridge { .. } => "set_bridge",
+            Self::AddAddress { .. } => "add_address",
+            Self::RemoveAddress { .. } => "remove_address",
+            Self::AddRoute(_) => "add_route",
+            Self::ReplaceRoute(_) => "replace_route",
+            Self::RemoveRoute(_) => "remove_route",
+            Self::SetMasquerade(_) => "set_masquerade",
+            Self::WriteConflist { .. } => "write_conflist",
+        }
+    }
+
     /// True for what a pod's start depends on: after a failure of it the conflist is not written.
     pub fn is_for_pods(&self) -> bool {
         matches!(
@@ -113,6 +133,7 @@ impl fmt::Display for Change {
             Self::AddRoute(route) => write!(f, "ip route add {route}"),
             Self::ReplaceRoute(route) => write!(f, "ip route replace {route}"),
             Self::RemoveRoute(route) => write!(f, "ip route del {route}"),
+            Self::SetMasquerade(transaction) => transaction.fmt(f),
             Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
         }
     }
@@ -152,6 +173,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     if let Some(bridge) = &desired.bridge {
         draft.bridge(bridge);
     }
+    // Before the routes: what a pod sends to a new node must not be masqueraded for the first moment, and so for long.
+    draft.masquerade();
     draft.routes();
     draft.plan.changes.append(&mut draft.removals);
     draft.conflist();
@@ -254,6 +277,33 @@ impl Draft<'_> {
                 self.removals
                     .push(Change::RemoveAddress { link, net: *net });
             }
+        }
+    }
+
+    /// The addresses of an earlier pod CIDR are masqueraded as long as the bridge has its gateway, and so its last pod.
+    fn masquerade(&mut self) {
+        let wanted = self.desired.masquerade.as_ref();
+        let seen = match &self.observed.masquerade {
+            Ok(seen) => seen,
+            Err(_) if wanted.is_none() => return,
+            Err(why) => {
+                let fix = format!(
+                    "{why}; the kernel needs nf_tables with nft_masq and nft_nat, or set masquerade = false"
+                );
+                return self.refuse(Key::Plain("masquerade"), "true", fix);
+            }
+        };
+        let addresses = self.observed.bridge.iter().flat_map(|seen| &seen.addresses);
+        let subnets: Vec<AddressRange> = addresses
+            .map(|net| Prefix::containing(*net).into())
+            .collect();
+        let kept = &self.desired.kept;
+        let stays = (
+            |pods: AddressRange| subnets.contains(&pods) || kept.has_range(pods),
+            |inside: AddressRange| kept.has_range(inside),
+        );
+        if let Some(transaction) = masquerade::plan(wanted, seen, stays) {
+            self.push(Change::SetMasquerade(transaction));
         }
     }
 

@@ -3,6 +3,7 @@
 //! Each line that is wrong ends with what mends it. The agent mends most of it by itself; what it cannot mend is what an
 //! operator reads here for.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,7 +14,9 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::conflist;
 use crate::desired::Desired;
+use crate::http::{self, Answer};
 use crate::look::{Look, look};
+use crate::masquerade::PacketFilter;
 use crate::observe::Observed;
 use crate::output::{Output, columns, exit_code};
 use crate::plan::{Change, Plan};
@@ -87,11 +90,23 @@ fn status(config: &Config) -> anyhow::Result<Status> {
         for refusal in registry.refusals() {
             status.wrong(refusal.to_string(), None);
         }
-        let look = look(&mut Netlink::open()?, config, cluster)?;
+        let look = look_once(config, cluster)?;
         status.describe(&look, cluster);
+    }
+    if let Some(address) = config.operation.listen {
+        status.describe_answer(address, http::ask(address));
     }
     status.right = status.lines.iter().all(|line| line.right);
     Ok(status)
+}
+
+fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
+    look(
+        &mut Netlink::open()?,
+        &mut PacketFilter::default(),
+        config,
+        cluster,
+    )
 }
 
 /// What the agent would change now.
@@ -101,10 +116,11 @@ fn pending(config: &Config) -> anyhow::Result<Pending> {
     let Some(cluster) = registry.cluster() else {
         anyhow::bail!("{}", registry.problem().unwrap_or_default());
     };
-    let Plan { changes, refusals } = look(&mut Netlink::open()?, config, cluster)?.plan;
+    let Plan { changes, refusals } = look_once(config, cluster)?.plan;
     let refused = registry.refusals().iter().chain(&refusals);
     Ok(Pending {
-        changes: changes.iter().map(Change::to_string).collect(),
+        // Whole, unlike the agent's log.
+        changes: changes.iter().map(|change| format!("{change:#}")).collect(),
         refusals: refused.map(ToString::to_string).collect(),
     })
 }
@@ -148,6 +164,15 @@ impl Status {
             let nodes = cluster.nodes.len();
             self.right(format!("{wanted} routes for {nodes} nodes are there"));
         }
+        let is_masquerade = |change: &Change| matches!(change, Change::SetMasquerade(_));
+        if let (Some(masquerade), false) = (&desired.masquerade, changes.iter().any(is_masquerade))
+            && observed.masquerade.is_ok()
+        {
+            let ranges = masquerade.inside.len();
+            self.right(format!(
+                "what leaves the cluster is masqueraded, what stays in its {ranges} ranges is not"
+            ));
+        }
         for change in changes {
             self.wrong(describe_change(change, observed), change.to_string());
         }
@@ -167,6 +192,20 @@ impl Status {
                 path.display()
             );
             self.wrong(what, format!("mv {rival} {rival}.disabled"));
+        }
+    }
+
+    /// Who answers where the agent should. Silence is no fault: the network is right without the agent.
+    fn describe_answer(&mut self, address: SocketAddr, answer: Answer) {
+        let port = address.port();
+        match answer {
+            Answer::None => {}
+            Answer::Well => self.right(format!("the agent answers on {address}")),
+            Answer::Ill(reason) => self.wrong(format!("the agent is not well: {reason}"), None),
+            Answer::Foreign => self.wrong(
+                format!("somebody else listens on {address}, where metrics and health should be"),
+                format!("ss -ltnp sport = :{port} shows who; or set listen"),
+            ),
         }
     }
 
@@ -233,6 +272,7 @@ fn describe_change(change: &Change, observed: &Observed) -> String {
         Change::AddRoute(route) => format!("route {route} is missing"),
         Change::ReplaceRoute(route) => format!("route {route} leads elsewhere"),
         Change::RemoveRoute(route) => format!("route {route} is left over"),
+        Change::SetMasquerade(_) => "masquerading is not as it should be".to_owned(),
         Change::WriteConflist { path, .. } => {
             format!("conflist {} is missing or outdated", path.display())
         }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
+use crate::log::Fact;
+
 /// How many lines of one kind one look may write; a cluster has ten thousand routes.
 const LINES: usize = 20;
 
@@ -13,8 +15,8 @@ pub struct Told {
 }
 
 impl Told {
-    /// Takes the problems of a look and gives the lines to log: those that are new, and those that have mended.
-    pub fn lines(&mut self, problems: BTreeSet<String>) -> Vec<String> {
+    /// Takes the problems of a look and gives the facts to log: those that are new, and those that have mended.
+    pub fn facts(&mut self, problems: BTreeSet<String>) -> Vec<Fact> {
         let mut new = Lines::default();
         problems
             .difference(&self.problems)
@@ -22,11 +24,11 @@ impl Told {
         let mut mended = Lines::default();
         self.problems
             .difference(&problems)
-            .for_each(|gone| mended.push(format_args!("mended: {gone}")));
+            .for_each(|gone| mended.push(gone));
         self.problems = problems;
-        let mut lines = new.finish("problems");
-        lines.extend(mended.finish("problems mended"));
-        lines
+        let mut facts = new.finish("problems", Fact::Problem);
+        facts.extend(mended.finish("problems mended", Fact::Mended));
+        facts
     }
 }
 
@@ -47,14 +49,15 @@ impl Lines {
         }
     }
 
-    /// The lines to log; `what` names the rest.
-    pub fn finish(mut self, what: &str) -> Vec<String> {
+    /// The facts to log, each a line; `what` names the rest.
+    pub fn finish(self, what: &str, fact: fn(String) -> Fact) -> Vec<Fact> {
+        let mut facts: Vec<_> = self.first.into_iter().map(fact).collect();
         if self.more > 0 {
             let more = self.more;
-            self.first
-                .push(format!("and {more} more {what}: see podspan status"));
+            let rest = format!("and {more} more {what}: see podspan status");
+            facts.push(Fact::Said(rest));
         }
-        self.first
+        facts
     }
 }
 
@@ -62,25 +65,27 @@ impl Lines {
 mod tests {
     use super::*;
 
-    fn set(problems: &[&str]) -> BTreeSet<String> {
-        problems.iter().map(|&problem| problem.to_owned()).collect()
+    fn lines(told: &mut Told, problems: &[&str]) -> Vec<String> {
+        let problems = problems.iter().map(|&problem| problem.to_owned()).collect();
+        told.facts(problems).iter().map(Fact::to_string).collect()
     }
 
     #[test]
     fn a_problem_is_told_once_and_when_it_has_mended() {
         let mut told = Told::default();
-        assert_eq!(told.lines(set(&["a", "b"])), ["a", "b"]);
-        assert_eq!(told.lines(set(&["a", "b"])), [""; 0]);
-        assert_eq!(told.lines(set(&["b", "c"])), ["c", "mended: a"]);
-        assert_eq!(told.lines(set(&[])), ["mended: b", "mended: c"]);
-        assert_eq!(told.lines(set(&["a"])), ["a"]);
+        assert_eq!(lines(&mut told, &["a", "b"]), ["a", "b"]);
+        assert_eq!(lines(&mut told, &["a", "b"]), [""; 0]);
+        assert_eq!(lines(&mut told, &["b", "c"]), ["c", "mended: a"]);
+        assert_eq!(lines(&mut told, &[]), ["mended: b", "mended: c"]);
+        assert_eq!(lines(&mut told, &["a"]), ["a"]);
     }
 
     #[test]
     fn ten_thousand_problems_are_not_ten_thousand_lines() {
         let many: BTreeSet<_> = (0..10_000).map(|n| format!("{n}")).collect();
-        let lines = Told::default().lines(many);
-        assert_eq!(lines.len(), LINES + 1);
-        assert_eq!(lines[LINES], "and 9980 more problems: see podspan status");
+        let facts = Told::default().facts(many);
+        assert_eq!(facts.len(), LINES + 1);
+        let rest = Fact::Said("and 9980 more problems: see podspan status".into());
+        assert_eq!(facts[LINES], rest);
     }
 }

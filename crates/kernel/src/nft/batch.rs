@@ -3,10 +3,11 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
 use super::chain::Chain;
-use super::element::Element;
+use super::element::{Element, encode_list};
 use super::encode::{Encoder, Header};
 use super::listing::Generation;
 use super::message;
+use super::ranges::AddressRange;
 use super::rule::Rule;
 use super::set::Set;
 use super::{SUBSYSTEM, Table};
@@ -15,6 +16,8 @@ use super::{SUBSYSTEM, Table};
 const BATCH_BEGIN: u16 = 0x10;
 /// `NFNL_MSG_BATCH_END`.
 const BATCH_END: u16 = 0x11;
+/// How many ranges one message holds: 64 bytes each in an attribute, which has 16 bits for its length.
+const RANGES_PER_MESSAGE: usize = 500;
 /// Where the generation is: behind the headers of the first message and of its attribute.
 const GENERATION_AT: usize = 16 + 4 + 4;
 
@@ -180,6 +183,42 @@ impl Batch {
         self.push(to, at_set("remove", element, set), |to| {
             element.encode(to, set);
         });
+    }
+
+    /// Adds ranges to a set of addresses that may be ranges: one message for hundreds of them. That the same is there is
+    /// fine, but not one that overlaps.
+    pub fn add_ranges(&mut self, set: &Set<'_>, ranges: &[AddressRange]) {
+        self.push_ranges((message::NEW_ELEMENT, NLM_F_CREATE, "add"), set, ranges);
+    }
+
+    /// Deletes ranges from a set of addresses that may be ranges.
+    pub fn delete_ranges(&mut self, set: &Set<'_>, ranges: &[AddressRange]) {
+        self.push_ranges((message::DELETE_ELEMENT, 0, "delete"), set, ranges);
+    }
+
+    fn push_ranges(
+        &mut self,
+        (kind, flags, verb): (u16, u16, &str),
+        set: &Set<'_>,
+        ranges: &[AddressRange],
+    ) {
+        for part in ranges.chunks(RANGES_PER_MESSAGE) {
+            let action = match part {
+                [only] => at_set(verb, &only.element(), set),
+                [first, ..] => {
+                    let more = part.len() - 1;
+                    format!("{} and {more} more", at_set(verb, &first.element(), set))
+                }
+                [] => continue,
+            };
+            self.push(Request(kind, flags, set.table), action, |to| {
+                encode_list(to, set, |list| {
+                    for range in part {
+                        range.element().encode_into(list, set);
+                    }
+                });
+            });
+        }
     }
 
     /// Adds a rule at the end of its chain.

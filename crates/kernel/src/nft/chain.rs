@@ -9,18 +9,18 @@ use super::{Family, Table};
 use crate::netlink::u32_at;
 
 /// The attributes of a chain (`enum nft_chain_attributes`, linux/netfilter/nf_tables.h).
-mod attribute {
-    pub(super) const TABLE: u16 = 1;
-    pub(super) const NAME: u16 = 3;
-    pub(super) const HOOK: u16 = 4;
-    pub(super) const POLICY: u16 = 5;
-    pub(super) const TYPE: u16 = 7;
+pub(super) mod attribute {
+    pub(in crate::nft) const TABLE: u16 = 1;
+    pub(in crate::nft) const NAME: u16 = 3;
+    pub(in crate::nft) const HOOK: u16 = 4;
+    pub(in crate::nft) const POLICY: u16 = 5;
+    pub(in crate::nft) const TYPE: u16 = 7;
     /// `NFTA_HOOK_HOOKNUM`.
-    pub(super) const HOOK_NUMBER: u16 = 1;
+    pub(in crate::nft) const HOOK_NUMBER: u16 = 1;
     /// `NFTA_HOOK_PRIORITY`.
-    pub(super) const HOOK_PRIORITY: u16 = 2;
+    pub(in crate::nft) const HOOK_PRIORITY: u16 = 2;
     /// `NFTA_HOOK_DEV`.
-    pub(super) const HOOK_DEVICE: u16 = 3;
+    pub(in crate::nft) const HOOK_DEVICE: u16 = 3;
 }
 
 /// The attributes of a verdict (`enum nft_verdict_attributes`).
@@ -123,6 +123,21 @@ impl Hook {
             Self::Ingress => 0,
             Self::Egress => 1,
         }
+    }
+}
+
+impl Hook {
+    /// The hook of that number; none for one that is entered at an interface.
+    pub(super) fn of_number(family: Family, number: u32) -> Option<Self> {
+        let routed = [
+            Self::Prerouting,
+            Self::Input,
+            Self::Forward,
+            Self::Output,
+            Self::Postrouting,
+        ];
+        let mut all = routed.into_iter().filter(|_| family != Family::Netdev);
+        all.find(|hook| hook.number(family) == number)
     }
 }
 

@@ -97,19 +97,21 @@ impl Element {
 
     /// The body of a message that adds it to `set` or deletes it.
     pub(super) fn encode(&self, to: &mut Encoder, set: &Set<'_>) {
-        set.encode_name(to);
-        to.nest(attribute::LIST_ELEMENTS, |list| {
-            let pair = set.interval && !set.concatenated();
-            list.nest(LIST_ELEM, |to| self.encode_key(to, pair));
-            let last = self.last.as_ref().unwrap_or(&self.key);
-            // Nothing ends behind the last key of all.
-            if let Some(behind) = next(concatenate(last)).filter(|_| pair) {
-                list.nest(LIST_ELEM, |to| {
-                    to.number32(attribute::FLAGS, ELEM_INTERVAL_END);
-                    to.data(attribute::KEY, &behind);
-                });
-            }
-        });
+        encode_list(to, set, |list| self.encode_into(list, set));
+    }
+
+    /// One of the elements of such a message.
+    pub(super) fn encode_into(&self, list: &mut Encoder, set: &Set<'_>) {
+        let pair = set.interval && !set.concatenated();
+        list.nest(LIST_ELEM, |to| self.encode_key(to, pair));
+        let last = self.last.as_ref().unwrap_or(&self.key);
+        // Nothing ends behind the last key of all.
+        if let Some(behind) = next(concatenate(last)).filter(|_| pair) {
+            list.nest(LIST_ELEM, |to| {
+                to.number32(attribute::FLAGS, ELEM_INTERVAL_END);
+                to.data(attribute::KEY, &behind);
+            });
+        }
     }
 
     /// The body of a message that asks for it by its key.
@@ -136,6 +138,32 @@ impl Element {
             encode_comment(to, attribute::USERDATA, comment);
         }
     }
+}
+
+/// The body of a message about elements of `set`.
+pub(super) fn encode_list(to: &mut Encoder, set: &Set<'_>, list: impl FnOnce(&mut Encoder)) {
+    set.encode_name(to);
+    to.nest(attribute::LIST_ELEMENTS, list);
+}
+
+/// Of each element in one message of a dump: its key, and whether it only ends an interval.
+pub(super) fn read_keys<'a>(
+    attributes: Attributes<'a>,
+) -> impl Iterator<Item = Option<(&'a [u8], bool)>> {
+    let list = attributes.inside(attribute::LIST_ELEMENTS);
+    list.into_iter().flatten().map(|(_, payload)| {
+        let element = Attributes(payload);
+        let key = element.inside(attribute::KEY)?.find(DATA_VALUE)?;
+        Some((key, ends_interval(element)))
+    })
+}
+
+fn ends_interval(element: Attributes<'_>) -> bool {
+    let flags = element.find(attribute::FLAGS);
+    let flags = flags
+        .and_then(|flags| u32_at(flags, 0))
+        .map_or(0, u32::from_be);
+    flags & ELEM_INTERVAL_END != 0
 }
 
 impl fmt::Display for Element {
@@ -218,12 +246,7 @@ pub(super) fn read_stored(set: &Set<'_>, attributes: Attributes<'_>) -> Option<V
 
 fn read_element(set: &Set<'_>, attributes: Attributes<'_>) -> Option<Stored> {
     let value = |kind| attributes.inside(kind)?.find(DATA_VALUE);
-    let flags = attributes.find(attribute::FLAGS);
-    let ends_interval = flags
-        .and_then(|flags| u32_at(flags, 0))
-        .map_or(0, u32::from_be)
-        & ELEM_INTERVAL_END
-        != 0;
+    let ends_interval = ends_interval(attributes);
     let data = match set.holds {
         Holds::Values(types) if !ends_interval => {
             Data::Values(read_values(types, value(attribute::DATA)?)?)

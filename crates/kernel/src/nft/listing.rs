@@ -8,10 +8,10 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
 
 use super::batch::Batch;
-use super::chain::{Chain, Verdict};
+use super::chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, attribute};
 use super::element::{UDATA_COMMENT, read_user_data};
 use super::rule::{EXPR_DATA, EXPR_NAME};
-use super::{Nft, message};
+use super::{Family, Nft, message};
 use crate::error::Result;
 use crate::netlink::{Refusal, u32_at};
 use crate::nfnetlink::encode::{Attributes, Header};
@@ -28,6 +28,39 @@ pub struct ListedRule {
     pub comment: Option<String>,
     /// Its verdict, where it has one of its own.
     pub verdict: Option<Verdict>,
+}
+
+/// A chain as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedChain {
+    /// The family of its table.
+    pub family: Family,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// Where packets enter it; none for a chain that is entered by a jump only, or at an interface.
+    pub base: Option<ListedBase>,
+}
+
+/// Where a base chain stands in a packet's way, as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedBase {
+    /// What its rules may do; none for one that is not in this type (`route`).
+    pub kind: Option<ChainKind>,
+    /// Where.
+    pub hook: Hook,
+    /// When, among the chains of that hook.
+    pub priority: i32,
+    /// What becomes of a packet that no rule decides on.
+    pub policy: Policy,
+}
+
+impl ListedBase {
+    /// True when it is what `base` asks for, whatever its policy.
+    pub fn stands_as(&self, base: &Base<'_>) -> bool {
+        self.kind == Some(base.kind) && self.hook == base.hook && self.priority == base.priority
+    }
 }
 
 /// A state of all tables of a network namespace: the next transaction of anybody makes another one.
@@ -75,6 +108,49 @@ impl Nft {
         }
     }
 
+    /// The chain as it is, or none.
+    ///
+    /// # Errors
+    /// What the kernel answered, other than that there is no such chain or table.
+    pub fn find_chain(&mut self, chain: Chain<'_>) -> Result<Option<ListedChain>> {
+        let header = chain.request(message::GET_CHAIN, NLM_F_ACK);
+        let mut found = None;
+        let asked = self.link.ask(
+            header,
+            |to| chain.encode_name(to),
+            |attributes| found = read_chain(chain.table.family, attributes),
+        );
+        match asked {
+            Ok(()) => Ok(found),
+            Err(refusal) if refusal.errno == Errno::NOENT => Ok(None),
+            Err(refusal) => Err(refusal.into_error(format!("find {chain}"))),
+        }
+    }
+
+    /// All chains of a family, in all tables.
+    ///
+    /// # Errors
+    /// EINTR when commits never let a listing finish; what the kernel answered.
+    pub fn list_chains(&mut self, family: Family) -> Result<Vec<ListedChain>> {
+        let header = Header {
+            kind: message::GET_CHAIN,
+            flags: NLM_F_REQUEST | NLM_F_DUMP,
+            family: family as u8,
+            resource: 0,
+        };
+        let mut chains = Vec::new();
+        let asked = self.link.dump(
+            header,
+            |_| {},
+            |part| match part {
+                None => chains.clear(),
+                Some(chain) => chains.extend(read_chain(family, chain)),
+            },
+        );
+        asked.map_err(|refusal| refusal.into_error(format!("list chains of {family}")))?;
+        Ok(chains)
+    }
+
     /// True when the chain is there.
     ///
     /// # Errors
@@ -110,6 +186,35 @@ impl Nft {
             Err(refusal) => Err(refusal.into_error(format!("list rules of {chain}"))),
         }
     }
+}
+
+fn read_chain(family: Family, chain: Attributes<'_>) -> Option<ListedChain> {
+    let read = |kind| Some(text(chain.find(kind)?));
+    Some(ListedChain {
+        family,
+        table: read(attribute::TABLE)?,
+        name: read(attribute::NAME)?,
+        base: read_base(family, chain),
+    })
+}
+
+fn read_base(family: Family, chain: Attributes<'_>) -> Option<ListedBase> {
+    let hook = chain.inside(attribute::HOOK)?;
+    let number = |from: Attributes<'_>, kind| Some(u32::from_be(u32_at(from.find(kind)?, 0)?));
+    let kind = match text(chain.find(attribute::TYPE)?).as_str() {
+        "filter" => Some(ChainKind::Filter),
+        "nat" => Some(ChainKind::Nat),
+        _ => None,
+    };
+    Some(ListedBase {
+        kind,
+        hook: Hook::of_number(family, number(hook, attribute::HOOK_NUMBER)?)?,
+        priority: number(hook, attribute::HOOK_PRIORITY)?.cast_signed(),
+        policy: match number(chain, attribute::POLICY) {
+            Some(0) => Policy::Drop,
+            _ => Policy::Accept,
+        },
+    })
 }
 
 /// The attributes of a rule (`enum nft_rule_attributes`, linux/netfilter/nf_tables.h).

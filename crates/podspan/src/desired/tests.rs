@@ -1,6 +1,8 @@
 use std::path::Path;
 
 use super::*;
+use crate::config::Operation;
+use crate::log::Format;
 use crate::registry;
 
 const NODES: &str = r#"
@@ -30,6 +32,10 @@ fn node1(routing: Routing) -> Config {
         bridge: "podspan0".parse().unwrap(),
         mtu: None,
         conflist: "/c/10.conflist".into(),
+        data_dir: crate::config::DATA_DIR.into(),
+        masquerade: true,
+        non_masquerade_cidrs: Vec::new(),
+        probe: true,
     };
     config(Role::Node(role))
 }
@@ -38,7 +44,12 @@ fn config(role: Role) -> Config {
     Config {
         file: "agent.toml".into(),
         nodes_file: "nodes.toml".into(),
+        proc_sys: crate::config::PROC_SYS.into(),
         role,
+        operation: Operation {
+            listen: None,
+            log: Format::Text,
+        },
     }
 }
 

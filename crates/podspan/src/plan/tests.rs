@@ -65,6 +65,7 @@ fn desired(node: u8, routes: &BTreeSet<Route>) -> Desired {
         }),
         routes: routes.iter().cloned().collect(),
         kept: Kept::default(),
+        masquerade: None,
         conflist: Some(ConflistFile {
             path: "/c".into(),
             text: "ours".to_owned(),
@@ -80,6 +81,7 @@ fn nothing() -> Observed {
         sysctls: BTreeMap::new(),
         allocations: Some(Vec::new()),
         conflist: Found::Absent,
+        masquerade: Ok(Arc::default()),
     }
 }
 
@@ -142,6 +144,7 @@ fn model(observed: &mut Observed, change: &Change) {
                 .unwrap();
             observed.routes.remove(at);
         }
+        Change::SetMasquerade(_) => panic!("{change}: nothing is masqueraded here"),
         Change::WriteConflist { text, .. } => observed.conflist = Found::Ours(text.clone()),
     }
 }

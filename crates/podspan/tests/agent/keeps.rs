@@ -12,7 +12,7 @@ fn the_agent_makes_the_node_right() {
     let machine = Machine::new();
     assert_eq!(machine.run("status").0, 1);
     let (code, changes) = machine.run("plan");
-    assert_eq!((code, changes.lines().count()), (1, 15), "{changes}");
+    assert_eq!((code, changes.lines().count()), (1, 16), "{changes}");
     assert_eq!(machine.routes(), [""; 0], "plan only looks");
 
     let _agent = machine.start("agent");

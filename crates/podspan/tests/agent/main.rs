@@ -14,4 +14,5 @@ mod keeps;
 mod machine;
 mod monitor;
 mod nodes_file;
+mod operation;
 mod scale;

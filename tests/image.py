@@ -17,7 +17,8 @@ echo "$(hostname) saw $REMOTE_ADDR"
 """
 
 
-def write_image(path):
+def write_image(path, name=IMAGE, command=SERVE):
+    """The archive; what runs is the shell command."""
     with open(shutil.which("busybox"), "rb") as file:
         busybox = file.read()
     if b"/ld-linux" in busybox[:4096]:
@@ -39,7 +40,7 @@ def write_image(path):
     config = {
         "os": "linux",
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
-        "config": {"Entrypoint": ["/bin/sh", "-c", SERVE], "Env": ["PATH=/bin"]},
+        "config": {"Entrypoint": ["/bin/sh", "-c", command], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [root["digest"]]},
     }
     manifest = {
@@ -48,7 +49,7 @@ def write_image(path):
         "config": blob(config, "config.v1+json"),
         "layers": [root],
     }
-    names = {"org.opencontainers.image.ref.name": IMAGE, "io.containerd.image.name": IMAGE}
+    names = {"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name}
     index = {"schemaVersion": 2, "manifests": [blob(manifest, "manifest.v1+json") | {"annotations": names}]}
     layout = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
     path.write_bytes(archive(layout | blobs))

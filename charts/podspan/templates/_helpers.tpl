@@ -1,0 +1,79 @@
+{{- define "podspan.labels" -}}
+app.kubernetes.io/name: podspan
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end }}
+
+{{- define "podspan.image" -}}
+image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- end }}
+
+{{/* The agent's configuration. JSON's texts, numbers and lists are TOML's, too. */}}
+{{- define "podspan.config" -}}
+registry = "kubernetes"
+# The host's kernel parameters: in the container /proc/sys is read-only.
+proc_sys = "/host/proc/sys"
+routing = {{ toJson .Values.routing }}
+{{- with .Values.clusterCIDRs }}
+cluster_cidrs = {{ toJson . }}
+{{- end }}
+{{- with .Values.routers }}
+routers = {{ toJson . }}
+{{- end }}
+{{- if .Values.allocate }}
+allocate = true
+{{- end }}
+{{- with .Values.mtu }}
+mtu = {{ int . }}
+{{- end }}
+{{- with .Values.vxlan.vni }}
+vxlan_vni = {{ int . }}
+{{- end }}
+{{- with .Values.vxlan.port }}
+vxlan_port = {{ int . }}
+{{- end }}
+masquerade = {{ toJson .Values.masquerade }}
+{{- with .Values.nonMasqueradeCIDRs }}
+non_masquerade_cidrs = {{ toJson . }}
+{{- end }}
+network = {{ toJson .Values.network }}
+bridge = {{ toJson .Values.bridge }}
+{{- with .Values.dataDir }}
+data_dir = {{ toJson . }}
+{{- end }}
+listen = {{ toJson .Values.listen }}
+log = {{ toJson .Values.log }}
+probe = {{ toJson .Values.probe }}
+{{- end }}
+
+{{/* What asks the agent at that path: on loopback where it listens everywhere. */}}
+{{- define "podspan.probe" -}}
+{{- $listen := splitList ":" .listen -}}
+{{- $host := initial $listen | join ":" | trimPrefix "[" | trimSuffix "]" -}}
+httpGet:
+  host: {{ ternary "127.0.0.1" $host (has $host (list "0.0.0.0" "::")) | quote }}
+  port: {{ last $listen }}
+  path: {{ .path }}
+{{- end }}
+
+{{/* Nothing but what is added by name; no file of the image can be written. */}}
+{{- define "podspan.securityContext" -}}
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* What every container that cleans has; more volumeMounts may follow. */}}
+{{- define "podspan.cleanup" -}}
+securityContext:
+  {{- include "podspan.securityContext" . | nindent 2 }}
+    # Links, addresses, routes, nftables.
+    add: [NET_ADMIN]
+volumeMounts:
+  - name: conflists
+    mountPath: /etc/cni/net.d
+  - name: run
+    mountPath: /run/podspan
+{{- end }}
