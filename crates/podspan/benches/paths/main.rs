@@ -35,7 +35,7 @@ use world::{Maker, Run, Way};
 const ROUNDS: usize = 15;
 const WARM_UP: usize = 1;
 /// How long traffic runs for one figure.
-const TIME: Duration = Duration::from_millis(400);
+const TIME: Duration = Duration::from_millis(300);
 
 /// What was measured of a path: for each [`Task`] a figure a round.
 pub struct Measured {

@@ -44,54 +44,54 @@ fn ratios(results: &Results) -> String {
         let mut paths = results.paths.iter();
         paths.find(|path| path.way == way && path.maker == maker)
     };
-    let hand = |way| find(way, Maker::Hand);
-    let ours = |way| find(way, Maker::Podspan);
-    let (same, direct, vxlan) = (
-        Way::SameNode,
-        Way::OtherNode(Routing::Direct),
-        Way::OtherNode(Routing::Vxlan),
-    );
+    let plain = Maker::Hand { masquerade: false };
+    let ways = [
+        ("on a node", Way::SameNode, ("a bare veth pair", Way::Bare)),
+        (
+            "across nodes, `direct`",
+            Way::OtherNode(Routing::Direct),
+            ("host to host", Way::Hosts),
+        ),
+        (
+            "across nodes, `vxlan`",
+            Way::OtherNode(Routing::Vxlan),
+            ("host to host", Way::Hosts),
+        ),
+    ];
     let mut text =
         "| ratio, median of the rounds | stream | request | connections |\n|---|---:|---:|---:|\n"
             .to_owned();
-    for (what, path, other) in [
-        ("**on a node, to the same by hand**", ours(same), hand(same)),
-        (
-            "**across nodes, `direct`, to the same by hand**",
-            ours(direct),
-            hand(direct),
-        ),
-        (
-            "**across nodes, `vxlan`, to the same by hand**",
-            ours(vxlan),
-            hand(vxlan),
-        ),
-        (
-            "on a node, to a bare veth pair",
-            ours(same),
-            hand(Way::Bare),
-        ),
-        (
-            "the same by hand, to a bare veth pair",
-            hand(same),
-            hand(Way::Bare),
-        ),
-        (
-            "across nodes, `direct`, to host to host",
-            ours(direct),
-            hand(Way::Hosts),
-        ),
-        (
-            "across nodes, `vxlan`, to host to host",
-            ours(vxlan),
-            hand(Way::Hosts),
-        ),
-    ] {
-        let (Some(path), Some(other)) = (path, other) else {
-            continue;
-        };
-        let cells = [0, 1, 2].map(|task| digits(ratio(path, other, task)));
-        text += &format!("| {what} | {} |\n", cells.join(" | "));
+    let mut row = |what: &str, path: Option<&Measured>, other: Option<&Measured>| {
+        if let (Some(path), Some(other)) = (path, other) {
+            let cells = [0, 1, 2].map(|task| digits(ratio(path, other, task)));
+            text += &format!("| {what} | {} |\n", cells.join(" | "));
+        }
+    };
+    for (title, way, _) in ways {
+        for masquerade in [false, true] {
+            let with = if masquerade {
+                ", both masquerading"
+            } else {
+                ""
+            };
+            row(
+                &format!("**{title}, to the same by hand{with}**"),
+                find(way, Maker::Podspan { masquerade }),
+                find(way, Maker::Hand { masquerade }),
+            );
+        }
+    }
+    for (title, way, (shorter, bare)) in ways {
+        row(
+            &format!("{title}, masquerading, to the same by hand without"),
+            find(way, Maker::Podspan { masquerade: true }),
+            find(way, plain),
+        );
+        row(
+            &format!("{title}, by hand, to {shorter}"),
+            find(way, plain),
+            find(bare, plain),
+        );
     }
     text
 }
@@ -113,8 +113,10 @@ fn title(way: Way) -> &'static str {
 
 fn maker(maker: Maker) -> &'static str {
     match maker {
-        Maker::Hand => "by hand",
-        Maker::Podspan => "Podspan",
+        Maker::Hand { masquerade: false } => "by hand",
+        Maker::Hand { masquerade: true } => "by hand, masquerading",
+        Maker::Podspan { masquerade: false } => "Podspan, not masquerading",
+        Maker::Podspan { masquerade: true } => "Podspan",
     }
 }
 
@@ -125,9 +127,9 @@ fn picture(results: &Results) -> Picture {
     for path in &results.paths {
         let value = Series::new(path.figures[task as usize].clone()).median();
         let (name, colour) = match (path.maker, path.way) {
-            (Maker::Podspan, _) => ("Podspan", Colour::Ours),
+            (maker @ Maker::Podspan { .. }, _) => (self::maker(maker), Colour::Ours),
             (_, Way::Bare | Way::Hosts) => ("nothing between", Colour::Floor),
-            (Maker::Hand, _) => ("by hand", Colour::Theirs),
+            (maker, _) => (self::maker(maker), Colour::Theirs),
         };
         let bar = Bar {
             name: name.into(),
@@ -136,7 +138,7 @@ fn picture(results: &Results) -> Picture {
             text: digits(value),
         };
         let title = title(path.way).replace('`', "");
-        match groups.last_mut().filter(|group| group.title == title) {
+        match groups.iter_mut().find(|group| group.title == title) {
             Some(group) => group.bars.push(bar),
             None => groups.push(Group {
                 title,

@@ -28,10 +28,12 @@ pub enum Routing {
     Vxlan,
 }
 
+/// Who made the path, and whether what leaves the cluster is masqueraded: with that, the kernel tracks connections, also
+/// those between pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Maker {
-    Hand,
-    Podspan,
+    Hand { masquerade: bool },
+    Podspan { masquerade: bool },
 }
 
 /// A path, with a process at each end.
@@ -44,7 +46,7 @@ pub struct Run {
 }
 
 impl Routing {
-    pub const ALL: [Self; 2] = [Self::Direct, Self::Vxlan];
+    pub const ALL: [Self; 1] = [Self::Direct];
 
     pub fn word(self) -> &'static str {
         match self {
@@ -76,20 +78,25 @@ pub fn isolate() -> Result<bool, String> {
     }
 }
 
-/// All paths, by hand and by Podspan, in pairs where there is both.
+/// All paths, by hand and by Podspan.
 pub fn build(core: usize) -> Vec<Run> {
     let mut runs = vec![bare(core)];
+    let (near, far) = (["node1/pod1", "node1/pod2"], ["node1/pod1", "node2/pod1"]);
     for routing in Routing::ALL {
-        let hand = Hand::new(routing);
-        let lab = Lab::up(routing);
-        if routing == Routing::Direct {
-            runs.push(hand.run(Way::Hosts, ["node1", "node2"], core));
-            runs.push(hand.run(Way::SameNode, ["node1-pod1", "node1-pod2"], core));
-            runs.push(lab.run(Way::SameNode, ["node1/pod1", "node1/pod2"], core));
+        for masquerade in [false, true] {
+            let hand = Hand::new(routing, masquerade);
+            let lab = Lab::up(routing, masquerade);
+            if routing == Routing::Direct {
+                if !masquerade {
+                    runs.push(hand.run(Way::Hosts, ["node1", "node2"], core));
+                }
+                runs.push(hand.run(Way::SameNode, near, core));
+                runs.push(lab.run(Way::SameNode, near, core));
+            }
+            let way = Way::OtherNode(routing);
+            runs.push(hand.run(way, far, core));
+            runs.push(lab.run(way, far, core));
         }
-        let way = Way::OtherNode(routing);
-        runs.push(hand.run(way, ["node1-pod1", "node2-pod1"], core));
-        runs.push(lab.run(way, ["node1/pod1", "node2/pod1"], core));
     }
     runs
 }
@@ -104,7 +111,7 @@ fn bare(core: usize) -> Run {
          done",
     );
     run(
-        (Way::Bare, Maker::Hand),
+        (Way::Bare, Maker::Hand { masquerade: false }),
         [&in_netns("bare1"), &in_netns("bare2")],
         core,
     )
@@ -112,12 +119,13 @@ fn bare(core: usize) -> Run {
 
 /// Two nodes with two pods each, by `ip` alone.
 struct Hand {
-    routing: Routing,
+    name: String,
+    masquerade: bool,
 }
 
 impl Hand {
-    fn new(routing: Routing) -> Self {
-        let h = routing.word();
+    fn new(routing: Routing, masquerade: bool) -> Self {
+        let h = name(routing, masquerade);
         let (mtu, routes) = match routing {
             Routing::Direct => (1500, "direct"),
             Routing::Vxlan => (1450, "vxlan"),
@@ -154,15 +162,28 @@ impl Hand {
                  ip netns exec $node bridge fdb add 0a:58:0a:f4:0$other:00 dev overlay dst 192.168.1.1$other
                  ip -n $node route add 10.244.$other.0/24 via 10.244.$other.0 dev overlay onlink ;;
                esac
+               if {masquerade}; then
+                 ip netns exec $node nft \"
+                   table ip hand {{
+                     chain postrouting {{
+                       type nat hook postrouting priority srcnat
+                       ip saddr 10.244.$n.0/24 ip daddr != {{ 10.244.0.0/16, 192.168.1.0/24 }} masquerade fully-random
+                     }}
+                   }}\"
+               fi
              done"
         ));
-        Self { routing }
+        Self {
+            name: h,
+            masquerade,
+        }
     }
 
     fn run(&self, way: Way, places: [&str; 2], core: usize) -> Run {
         let [client, server] =
-            places.map(|place| in_netns(&format!("{}-{place}", self.routing.word())));
-        run((way, Maker::Hand), [&client, &server], core)
+            places.map(|place| in_netns(&format!("{}-{}", self.name, place.replace('/', "-"))));
+        let masquerade = self.masquerade;
+        run((way, Maker::Hand { masquerade }), [&client, &server], core)
     }
 }
 
@@ -170,21 +191,46 @@ impl Hand {
 struct Lab {
     podspan: String,
     name: String,
+    masquerade: bool,
 }
 
 impl Lab {
-    fn up(routing: Routing) -> Self {
+    fn up(routing: Routing, masquerade: bool) -> Self {
         let lab = Self {
             podspan: podspan().to_string_lossy().into_owned(),
-            name: format!("paths-{}", routing.word()),
+            name: name(routing, masquerade),
+            masquerade,
         };
-        let Self { podspan, name } = &lab;
+        let Self { podspan, name, .. } = &lab;
         let routing = routing.word();
         shell(&format!(
             "{podspan} lab --lab {name} up --nodes 2 --pods 2 --routing {routing} > /run/{name}.log ||
              {{ cat /run/{name}.log; exit 1; }}"
         ));
+        if !masquerade {
+            lab.without_masquerade();
+        }
         lab
+    }
+
+    /// The agents again, with that key; they undo what they did before.
+    fn without_masquerade(&self) {
+        let Self { podspan, name, .. } = self;
+        for node in ["node1", "node2"] {
+            shell(&format!(
+                "{podspan} lab --lab {name} exec {node} -- sh -ec '
+                   kill $(cat /run/podspan/agent.pid)
+                   echo masquerade = false >> /etc/podspan/agent.toml
+                   podspan agent --config /etc/podspan/agent.toml 2> /run/podspan/again.log &
+                   for look in $(seq 100); do
+                     podspan status --config /etc/podspan/agent.toml > /run/podspan/status && break
+                     sleep 0.1
+                   done
+                   cat /run/podspan/again.log
+                   podspan status --config /etc/podspan/agent.toml > /dev/null
+                   ! nft list chain inet podspan agent_masquerade > /dev/null 2>&1'"
+            ));
+        }
     }
 
     fn run(&self, way: Way, places: [&str; 2], core: usize) -> Run {
@@ -193,8 +239,18 @@ impl Lab {
             let words = std::iter::once(self.podspan.as_str()).chain(words);
             words.map(str::to_owned).collect()
         });
-        run((way, Maker::Podspan), [&client, &server], core)
+        let masquerade = self.masquerade;
+        run(
+            (way, Maker::Podspan { masquerade }),
+            [&client, &server],
+            core,
+        )
     }
+}
+
+fn name(routing: Routing, masquerade: bool) -> String {
+    let suffix = if masquerade { "-masquerade" } else { "" };
+    format!("{}{suffix}", routing.word())
 }
 
 /// The executable as users have it.
