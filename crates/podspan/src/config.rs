@@ -82,6 +82,8 @@ pub struct Operation {
     pub listen: Option<SocketAddr>,
     /// How the log is written.
     pub log: Format,
+    /// The ways to the other nodes' pods are tested, and theirs to ours; never on a router, which is on no pod's side.
+    pub probe: bool,
 }
 
 /// Where it is read what nodes there are.
@@ -106,6 +108,10 @@ pub struct KubernetesConfig {
 
 /// What this machine is, with all that only this role needs.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has one, from its start to its end"
+)]
 pub enum Role {
     /// Has pods: a bridge, the conflist, and routes to the other nodes.
     Node(NodeRole),
@@ -139,8 +145,6 @@ pub struct NodeRole {
     /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it. By default
     /// where the registry is Kubernetes.
     pub bridge_netfilter: bool,
-    /// The ways to the other nodes' pods are tested, and theirs to ours.
-    pub probe: bool,
 }
 
 /// What all nodes must agree on to send each other packets through VXLAN.
@@ -188,7 +192,7 @@ impl Config {
     /// # Errors
     /// Unreadable, no TOML, or all the values that are wrong.
     pub fn read_agent(file: &Path, node: Option<&str>) -> anyhow::Result<Self> {
-        Self::parse_agent(file, &read(file)?, (node, &host_name()))
+        Self::parse_named(file, &read(file)?, (node, &host_name()))
     }
 
     /// Reads the router's file.
@@ -219,12 +223,17 @@ impl Config {
         }
     }
 
-    /// Reads the content of an agent's file. The node's name is what was `named` on the command line, what is written, or the
-    /// host's.
+    /// Reads the content of an agent's file; `host_name` is the node's name where the file has none.
     ///
     /// # Errors
     /// No TOML, or all the values that are wrong.
-    pub fn parse_agent(
+    #[cfg(test)]
+    pub fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
+        Self::parse_named(file, content, (None, host_name))
+    }
+
+    /// The node's name is what was `named` on the command line, what is written, or the host's.
+    fn parse_named(
         file: &Path,
         content: &str,
         (named, host): (Option<&str>, &str),
@@ -268,10 +277,10 @@ impl Config {
             bridge_netfilter: fields
                 .take("bridge_netfilter", boolean)
                 .unwrap_or(registry.is_kubernetes()),
-            probe: fields.take("probe", boolean).unwrap_or(true),
         };
         let proc_sys = fields.take("proc_sys", path);
-        let operation = take_operation(&mut fields);
+        let mut operation = take_operation(&mut fields);
+        operation.probe = fields.take("probe", boolean).unwrap_or(true);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
@@ -351,6 +360,7 @@ fn take_operation(fields: &mut Fields<'_>) -> Operation {
     Operation {
         listen: fields.take("listen", listen).unwrap_or(Some(LISTEN)),
         log: fields.take("log", format).unwrap_or_default(),
+        probe: false,
     }
 }
 
@@ -590,7 +600,7 @@ mod tests {
     use super::*;
 
     fn agent(content: &str) -> anyhow::Result<Config> {
-        Config::parse_agent(Path::new("agent.toml"), content, (None, "here"))
+        Config::parse_agent(Path::new("agent.toml"), content, "here")
     }
 
     fn node(content: &str) -> NodeRole {
@@ -620,11 +630,11 @@ mod tests {
             "podspan-vxlan4"
         );
         assert_eq!(name([1; 8]).as_str(), "podspan-vxlan6");
-        assert!(node.probe);
         let config = agent("").unwrap();
         let operation = Operation {
             listen: Some("127.0.0.1:9470".parse().unwrap()),
             log: Format::Text,
+            probe: true,
         };
         assert_eq!(config.operation, operation);
         assert_eq!(config.registry, RegistryConfig::File(NODES_FILE.into()));
@@ -656,6 +666,7 @@ mod tests {
         let operation = Operation {
             listen: Some("[::]:1234".parse().unwrap()),
             log: Format::Json,
+            probe: false,
         };
         assert_eq!(agent(content).unwrap().operation, operation);
         let node = node(content);
@@ -689,7 +700,6 @@ mod tests {
         assert_eq!(node.non_masquerade_cidrs, cidrs);
         let vxlan = node.vxlan;
         assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (7, 4789, true));
-        assert!(!node.probe);
     }
 
     #[test]
@@ -879,7 +889,7 @@ mod tests {
     #[test]
     fn a_name_that_is_given_goes_before_the_file_and_the_file_before_the_host() {
         let name = |content: &str, given: Option<&str>| {
-            let config = Config::parse_agent(Path::new("a"), content, (given, "Host")).unwrap();
+            let config = Config::parse_named(Path::new("a"), content, (given, "Host")).unwrap();
             match config.role {
                 Role::Node(node) => node.name,
                 Role::Router => panic!("an agent's file makes a node"),
