@@ -20,12 +20,12 @@ class the:
     options = None
 
 
-def prepare(options):
+def prepare(options, image):
     the.options = options
     the.cluster = Cluster(kubernetes())
     the.cluster.proxy_mode = options.proxy_mode
     the.cluster.start()
-    the.podspan = Podspan(the.cluster)
+    the.podspan = Podspan(the.cluster, image)
     the.podspan.install()
     the.cluster.wait_until_ready()
 

@@ -98,6 +98,9 @@ class Cluster:
         self.kubeconfigs = (said := json.loads(line))["kubeconfigs"]
         self.api = Api(self.kubeconfigs["admin"], said["ca"])
 
+    def kubectl(self, *words):
+        return machine.run([self.kubernetes / "kubectl", "--kubeconfig", self.kubeconfigs["admin"], *words])
+
     def tell_control_plane(self, command, answer):
         self.control.stdin.write(f"{command}\n")
         self.control.stdin.flush()

@@ -1,64 +1,82 @@
-"""Podspan on the cluster's nodes: installed, upgraded, its agents found and killed."""
+"""Podspan on the cluster, as an operator installs it: from its manifest and its image. Its agents found, killed, upgraded."""
 
+import os
 import pathlib
-import shutil
+import re
+import signal
 
 import machine
 from kube import wait_for
 
-EXECUTABLES = pathlib.Path("/run/e2e/podspan")
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+MANIFEST = ROOT / "deploy/podspan.yaml"
+NAMESPACE = "kube-system"
+NAME = "podspan"
+CONFLIST = "/etc/cni/net.d/10-podspan.conflist"
 
 
 class Podspan:
-    """The agent run directly on each node, with a nodes file that is written from the API."""
+    """`image` is an OCI archive that bears the name in the manifest."""
 
-    def __init__(self, cluster):
-        self.cluster = cluster
+    def __init__(self, cluster, image):
+        self.cluster, self.api = cluster, cluster.api
+        self.reference = re.search(r'image: "(.*)"', MANIFEST.read_text())[1]
+        self.next_reference = f"{self.reference}-next"
+        for node in cluster.nodes:
+            node.load(image)
+            # What an upgrade brings has the same content here, and yet every agent and plugin is replaced.
+            node.run(f"ctr --namespace k8s.io images tag {self.reference} {self.next_reference}")
 
     def install(self):
-        for node in self.cluster.nodes:
-            self.install_on(node)
+        self.cluster.kubectl("apply", "-f", MANIFEST)
+        self.wait_until_rolled_out()
 
-    def install_on(self, node):
-        for name in ("podspan", "podspan-cni"):
-            shutil.copy2(EXECUTABLES / name, node.path("/usr/local/bin"))
-        node.run("/usr/local/bin/podspan-cni install /opt/cni/bin")
-        node.path("/etc/podspan/agent.toml").write_text(f'node = "{node.name}"\n')
-        self.write_nodes_file(node)
-        self.start_agent(node)
+    def change_image(self, reference):
+        self.cluster.kubectl("set", "image", f"daemonset/{NAME}", f"*={reference}", "--namespace", NAMESPACE)
+        self.wait_until_rolled_out()
+        images = {container["image"] for pod in self.pods() for container in pod["spec"]["containers"]}
+        if images != {reference}:
+            raise AssertionError(f"agents of {images} run, not of {reference}")
 
-    def write_nodes_file(self, node):
-        lines = []
-        for each in self.cluster.nodes:
-            if not self.cluster.api.read("Node", each.name):
+    def wait_until_rolled_out(self):
+        def is_complete():
+            document = self.api.read("DaemonSet", NAME, NAMESPACE)
+            status = document["status"]
+            counts = [status.get(key, 0) for key in ("updatedNumberScheduled", "numberReady", "desiredNumberScheduled")]
+            return (status.get("observedGeneration") == document["metadata"]["generation"]
+                    and counts == [len(self.cluster.nodes)] * 3 == [len(self.pods())] * 3)
+
+        wait_for(is_complete, "an agent is ready on every node", self.explain)
+
+    def pods(self):
+        return self.api.list("Pod", f"app.kubernetes.io/name={NAME}", NAMESPACE)
+
+    def explain(self):
+        return "\n".join(f"{pod['spec'].get('nodeName')}: {pod['status']}" for pod in self.pods())
+
+    def agent(self, node):
+        """The agent's process on the node, as seen from here; none while it does not run."""
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_text().split("\0")
+                is_there = os.readlink(process / "ns/net") == os.readlink(node.netns)
+            except OSError:
+                # It ended meanwhile.
                 continue
-            wait_for(lambda: self.cluster.api.read("Node", each.name)["spec"].get("podCIDRs"), f"{each.name} has a subnet")
-            cidrs = self.cluster.api.read("Node", each.name)["spec"]["podCIDRs"]
-            lines += ["[[nodes]]", f'name = "{each.name}"', f"addresses = {each.addresses}", f"pod_cidrs = {cidrs}", ""]
-        draft = node.path("/etc/podspan/nodes.toml.new")
-        draft.write_text("\n".join(lines))
-        draft.rename(node.path("/etc/podspan/nodes.toml"))
-
-    def nodes_changed(self):
-        for node in self.cluster.nodes:
-            self.write_nodes_file(node)
-
-    def boot_again(self, node):
-        self.start_agent(node)
+            if is_there and words[0].endswith("/podspan") and words[1:2] == ["agent"]:
+                return int(process.name)
+        return None
 
     def kill_agent(self, node):
-        node.daemons["podspan"].kill()
-        self.start_agent(node)
+        os.kill(wait_for(lambda: self.agent(node), f"an agent runs on {node.name}", self.explain), signal.SIGKILL)
 
     def wait_for_agent(self, node):
-        """It runs."""
+        wait_for(lambda: self.agent(node), f"an agent runs on {node.name} again", self.explain)
 
     def wait_for_subnets(self, node, subnets):
-        wait_for(lambda: all(cidr in node.path("/etc/cni/net.d/10-podspan.conflist").read_text() for cidr in subnets),
-                 f"the conflist of {node.name} has {subnets}")
-
-    def start_agent(self, node):
-        node.start("podspan", "/usr/local/bin/podspan", "agent")
+        conflist = node.path(CONFLIST)
+        wait_for(lambda: conflist.exists() and all(subnet in conflist.read_text() for subnet in subnets),
+                 f"the conflist of {node.name} has {subnets}", self.explain)
 
     def addresses(self, node):
         """Those that have an owner on the node's disk."""

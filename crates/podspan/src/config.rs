@@ -108,7 +108,10 @@ pub struct KubernetesConfig {
 
 /// What this machine is, with all that only this role needs.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "a process has one")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has one, from its start to its end"
+)]
 pub enum Role {
     /// Has pods: a bridge, the conflist, and routes to the other nodes.
     Node(NodeRole),
@@ -189,7 +192,7 @@ impl Config {
     /// # Errors
     /// Unreadable, no TOML, or all the values that are wrong.
     pub fn read_agent(file: &Path, node: Option<&str>) -> anyhow::Result<Self> {
-        Self::parse_agent(file, &read(file)?, (node, &host_name()))
+        Self::parse_named(file, &read(file)?, (node, &host_name()))
     }
 
     /// Reads the router's file.
@@ -220,12 +223,17 @@ impl Config {
         }
     }
 
-    /// Reads the content of an agent's file. The node's name is what was `named` on the command line, what is written, or the
-    /// host's.
+    /// Reads the content of an agent's file; `host_name` is the node's name where the file has none.
     ///
     /// # Errors
     /// No TOML, or all the values that are wrong.
-    pub fn parse_agent(
+    #[cfg(test)]
+    pub fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
+        Self::parse_named(file, content, (None, host_name))
+    }
+
+    /// The node's name is what was `named` on the command line, what is written, or the host's.
+    fn parse_named(
         file: &Path,
         content: &str,
         (named, host): (Option<&str>, &str),
@@ -592,7 +600,7 @@ mod tests {
     use super::*;
 
     fn agent(content: &str) -> anyhow::Result<Config> {
-        Config::parse_agent(Path::new("agent.toml"), content, (None, "here"))
+        Config::parse_agent(Path::new("agent.toml"), content, "here")
     }
 
     fn node(content: &str) -> NodeRole {
@@ -881,7 +889,7 @@ mod tests {
     #[test]
     fn a_name_that_is_given_goes_before_the_file_and_the_file_before_the_host() {
         let name = |content: &str, given: Option<&str>| {
-            let config = Config::parse_agent(Path::new("a"), content, (given, "Host")).unwrap();
+            let config = Config::parse_named(Path::new("a"), content, (given, "Host")).unwrap();
             match config.role {
                 Role::Node(node) => node.name,
                 Role::Router => panic!("an agent's file makes a node"),

@@ -212,8 +212,7 @@ mod tests {
 
     fn role(data_dir: &str) -> NodeRole {
         let content = format!("data_dir = {data_dir:?}");
-        let config =
-            Config::parse_agent(Path::new("agent.toml"), &content, (None, "node1")).unwrap();
+        let config = Config::parse_agent(Path::new("agent.toml"), &content, "node1").unwrap();
         match config.role {
             Role::Node(role) => role,
             Role::Router => panic!("an agent's file makes a node"),

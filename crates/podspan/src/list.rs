@@ -115,7 +115,7 @@ fn networks(ipam: &Path) -> Vec<NetworkName> {
 }
 
 /// An allocation's file holds the container's id and the interface's name, a line each, as host-local writes it.
-fn owner(file: &Path) -> Option<AttachmentId> {
+pub fn owner(file: &Path) -> Option<AttachmentId> {
     let content = std::fs::read_to_string(file).ok()?;
     let mut lines = content.lines().map(str::trim);
     let container = lines.next()?.parse().ok()?;

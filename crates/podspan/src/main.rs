@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod conflist;
 mod desired;
+mod doctor;
 mod events;
 mod explain;
 mod fields;
@@ -28,11 +29,6 @@ mod observe;
 mod output;
 mod packet_filter;
 mod plan;
-#[allow(
-    unused_imports,
-    dead_code,
-    reason = "podspan explain, which comes next"
-)]
 mod probe;
 mod refusal;
 mod registry;
@@ -69,6 +65,8 @@ enum Command {
     Plan(Machine),
     /// Tell whether this machine is right; exit status 0: yes, 1: no, 2: error
     Status(Machine),
+    /// Find out what keeps pods from working here, and what mends it; exit status 0: nothing, 1: something, 2: error
+    Doctor(Machine),
     /// Follow a packet from a pod of this node to another pod; exit status 0: it passes, 1: it does not, 2: error
     Explain {
         #[command(flatten)]
@@ -126,6 +124,7 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Router(file) => agent::run(&file.read(RoleName::Router)?),
         Command::Plan(machine) => status::print_plan(&machine.read()?, output),
         Command::Status(machine) => status::print_status(&machine.read()?, output),
+        Command::Doctor(machine) => doctor::print_report(&machine.read()?, output),
         Command::Explain { packet, file } => {
             explain::run(&packet, &file.read(RoleName::Node)?, output)
         }

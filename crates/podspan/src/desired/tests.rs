@@ -358,6 +358,14 @@ fn vxlan_is_one_device_over_ipv4_with_all_peers_behind_it() {
         tunnel.vxlan.to_string(),
         "id 112 dstport 8472 local 192.168.1.11 nolearning"
     );
+    assert_eq!(tunnel.address, Some("10.244.1.0/32".parse().unwrap()));
+    let sysctls: Vec<_> = tunnel.sysctls.iter().map(ToString::to_string).collect();
+    let expected = [
+        "4.conf.podspan-vxlan4.rp_filter=2",
+        "6.conf.podspan-vxlan4.disable_ipv6=0",
+        "6.conf.podspan-vxlan4.accept_ra=0",
+    ];
+    assert_eq!(sysctls, expected.map(|key| format!("net.ipv{key}")));
     let routes: Vec<_> = tunnel.routes.iter().map(ToString::to_string).collect();
     let expected = [
         "10.244.2.0/24 via 10.244.2.0 onlink src 10.244.1.1 proto 112",

@@ -17,7 +17,7 @@ use crate::desired::{Bridge, Desired, Tunnel};
 use crate::forwarding;
 use crate::look::Look;
 use crate::observe::Observed;
-use crate::plan::Change;
+use crate::plan::{Change, VxlanStep};
 
 /// The neighbour that a packet goes to.
 #[derive(Debug, Clone)]
@@ -593,22 +593,30 @@ fn is_met(change: &Change, to: IpAddr, desired: &Desired) -> bool {
         | Change::AddAddress { .. }
         | Change::SetMasquerade(_)
         | Change::SetForwarding(_) => true,
-        Change::AddVxlan(link) | Change::ReplaceVxlan(link) => is_tunnel(&link.name),
-        Change::SetVxlan { name, .. } => is_tunnel(name),
-        Change::SetFdbEntry { link, entry } => {
-            is_tunnel(link) && next_hop.is_some_and(|next_hop| next_hop.mac == entry.mac)
-        }
-        Change::SetNeighbour { link, neighbour } => {
-            is_tunnel(link) && next_hop.is_some_and(|next_hop| next_hop.ip == neighbour.ip)
+        Change::Vxlan { link, step } => {
+            is_tunnel(link)
+                && match step {
+                    VxlanStep::Make(_)
+                    | VxlanStep::Remake(_)
+                    | VxlanStep::Correct(_)
+                    | VxlanStep::Remove
+                    | VxlanStep::SetSysctl(_)
+                    | VxlanStep::AddAddress(_) => true,
+                    VxlanStep::SetEntry(entry) => {
+                        next_hop.is_some_and(|next_hop| next_hop.mac == entry.mac)
+                    }
+                    VxlanStep::SetNeighbour(neighbour) => {
+                        next_hop.is_some_and(|next_hop| next_hop.ip == neighbour.ip)
+                    }
+                    VxlanStep::RemoveAddress(_)
+                    | VxlanStep::RemoveEntry(_)
+                    | VxlanStep::RemoveNeighbour(_) => false,
+                }
         }
         Change::AddRoute(route) | Change::ReplaceRoute(route) | Change::RemoveRoute(route) => {
             route.route.dst.holds(to)
         }
-        Change::RemoveAddress { .. }
-        | Change::RemoveVxlan { .. }
-        | Change::RemoveFdbEntry { .. }
-        | Change::RemoveNeighbour { .. }
-        | Change::WriteConflist { .. } => false,
+        Change::RemoveAddress { .. } | Change::WriteConflist { .. } => false,
     }
 }
 

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::told::Way;
 use super::*;
 use crate::config::Routing;
 use crate::desired::{Subnet, Underlay, desired};
@@ -7,8 +8,7 @@ use crate::registry::nodes_file;
 
 fn config(routing: Routing) -> Config {
     let content = "mtu = 1400\nlisten = 'off'";
-    let mut config =
-        Config::parse_agent(Path::new("agent.toml"), content, (None, "node1")).unwrap();
+    let mut config = Config::parse_agent(Path::new("agent.toml"), content, "node1").unwrap();
     if let Role::Node(role) = &mut config.role {
         role.routing = routing;
     }

@@ -24,5 +24,6 @@ mod machine;
 )]
 #[path = "../agent/monitor.rs"]
 mod monitor;
+#[allow(dead_code, reason = "shared with the benchmark")]
 mod plane;
 mod told;

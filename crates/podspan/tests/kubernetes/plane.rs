@@ -1,9 +1,10 @@
 //! A Kubernetes API server of a test, and a hand in it.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use futures_util::StreamExt as _;
 use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
@@ -60,7 +61,8 @@ impl Plane {
         let mut answers = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         answers.read_line(&mut line).unwrap();
-        let places: Value = serde_json::from_str(&line).expect("an API server: its error is above");
+        let places: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("no API server: its error is on standard error"));
         let kubeconfigs = &places["kubeconfigs"];
         for (name, user) in [("admin", "admin"), ("podspan", USER)] {
             let from = kubeconfigs[user].as_str().unwrap();
@@ -125,12 +127,12 @@ impl Plane {
         self.home.path().join("podspan")
     }
 
-    /// A configuration of the agent with that kubeconfig.
+    /// A configuration of the agent with that kubeconfig. The other nodes are not there to answer a probe.
     pub fn configure(&self, machine: &Machine, more: &str) {
         let directory = machine.path("");
         let agent = format!(
             "node = \"node1\"\nregistry = \"kubernetes\"\nkubeconfig = \"{}\"\n\
-             conflist = \"{}/net.d/10-podspan.conflist\"\n{more}",
+             conflist = \"{}/net.d/10-podspan.conflist\"\nprobe = false\nlisten = \"off\"\n{more}",
             self.kubeconfig().display(),
             directory.display(),
         );
@@ -153,12 +155,35 @@ impl Plane {
         );
     }
 
+    /// The store forgets all versions before the present one.
+    pub fn forget_versions(&self) {
+        let now = store("range", &json!({"key": "AA=="}));
+        let revision = now["header"]["revision"].clone();
+        store(
+            "compaction",
+            &json!({"revision": revision, "physical": true}),
+        );
+    }
+
     pub fn create(&self, path: &str, object: &Value) -> Value {
         let body = serde_json::to_vec(object).unwrap();
         let request = Request::new(path)
             .create(&PostParams::default(), body)
             .unwrap();
         self.runtime.block_on(self.client.request(request)).unwrap()
+    }
+
+    /// Several at a time.
+    pub fn create_all(&self, path: &str, objects: impl Iterator<Item = Value>) {
+        self.runtime.block_on(async {
+            let requests = objects.map(|object| async move {
+                let body = serde_json::to_vec(&object).unwrap();
+                let request = Request::new(path).create(&PostParams::default(), body);
+                self.client.request_text(request.unwrap()).await.unwrap()
+            });
+            let answers = futures_util::stream::iter(requests).buffer_unordered(16);
+            answers.for_each(|_| async {}).await;
+        });
     }
 
     pub fn list(&self, path: &str) -> Vec<Value> {
@@ -256,6 +281,22 @@ impl Plane {
             })
             .collect()
     }
+}
+
+/// Asks etcd itself, over the JSON that it understands besides gRPC.
+fn store(what: &str, body: &Value) -> Value {
+    let body = body.to_string();
+    let request = format!(
+        "POST /v3/kv/{what} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut etcd = std::net::TcpStream::connect("127.0.0.1:6444").unwrap();
+    etcd.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    etcd.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{answer}");
+    serde_json::from_str(body).unwrap()
 }
 
 impl Drop for Plane {
