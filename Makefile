@@ -51,7 +51,7 @@ check: debian-packages-check $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm
 test: debian-packages build
 	$(CARGO) test --locked --workspace --all-features --no-run
 	$(ISOLATED) $(CARGO) test --locked --offline --workspace --all-features --exclude podspan
-	$(ISOLATED) $(CARGO) test --locked --offline -p podspan --bins --test agent
+	$(ISOLATED) $(CARGO) test --locked --offline -p podspan --bins --test agent --test docs
 	$(CARGO) test --locked -p podspan --test lab
 
 # Real container runtimes want real root, for their cgroups.
@@ -59,7 +59,7 @@ test-runtimes: debian-packages-runtimes build
 	tests/runtimes/run
 
 lab: debian-packages-lab build
-	@for routing in direct router; do \
+	@for routing in direct router vxlan auto; do \
 	  bin/podspan lab up --routing $$routing && bin/podspan lab check; status=$$?; \
 	  bin/podspan lab down; [ $$status -eq 0 ] || exit $$status; done
 
@@ -85,7 +85,7 @@ debian-packages-check:
 debian-packages-lab:
 	@tools/need ip:iproute2
 debian-packages:
-	@tools/need ip:iproute2 ping:iputils-ping nft:nftables iptables-nft:iptables strace:strace
+	@tools/need ip:iproute2 ping:iputils-ping nft:nftables iptables-nft:iptables strace:strace python3:python3
 debian-packages-runtimes:
 	@tools/need ip:iproute2 nft:nftables iptables:iptables containerd:containerd runc:runc podman:podman \
 	  /usr/lib/cni/portmap:containernetworking-plugins busybox:busybox-static python3:python3 \

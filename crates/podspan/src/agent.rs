@@ -1,6 +1,6 @@
 //! The loop of the agent and of the router: look, change what differs, wait.
 //!
-//! An event only says *look again*. Everything that this process knows besides is the last good nodes file; so it can be
+//! An event only says *look again*. Everything that this process knows besides is the last good list of nodes; so it can be
 //! killed, upgraded and restarted at any time, and a start on a machine that is right changes nothing. It never removes
 //! anything when it ends.
 
@@ -19,13 +19,14 @@ use crate::board::{Board, Report, Usage};
 use crate::config::{Config, Role};
 use crate::conflist;
 use crate::events::{self, Event};
+use crate::kubernetes;
 use crate::log::{Fact, Log};
 use crate::look::{Look, look};
 use crate::metrics::{Kind, Metrics};
 use crate::packet_filter::PacketFilter;
 use crate::plan::Change;
 use crate::probe;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, Source};
 use crate::registry::Registry;
 use crate::told::{Lines, Told};
 
@@ -41,7 +42,7 @@ const PACE: Duration = Duration::from_millis(200);
 /// # Errors
 /// No netlink socket, or no thread; never because of what it meets later.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    let mut files = vec![config.nodes_file.clone()];
+    let mut files: Vec<_> = config.registry.file().into_iter().collect();
     if let Role::Node(role) = &config.role {
         files.push(role.conflist.clone());
     }
@@ -51,12 +52,13 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let tunnels = LinkSet::default();
     let (sender, events) = events::start(files, tunnels.clone())?;
     let board = Arc::new(Board::new());
+    let registry = Registry::follow(&config.registry, &sender)?;
     beside::start(config, &board, sender)?;
     let mut agent = Agent {
         config,
         netlink: Netlink::open()?,
         filter: PacketFilter::default(),
-        registry: Registry::new(&config.nodes_file),
+        registry,
         tunnels,
         told: Told::default(),
         board,
@@ -121,8 +123,10 @@ struct Agent<'a> {
 /// What a look found out and did.
 #[derive(Default)]
 struct Found {
-    /// Everything that is wrong.
-    problems: BTreeSet<String>,
+    /// What is wrong on this machine, and not in the registry.
+    here: BTreeSet<String>,
+    /// Pods have all that they need, and had before anything was changed.
+    ready: bool,
     /// The changes that were made.
     made: Lines,
     /// How many values are refused.
@@ -136,69 +140,84 @@ impl Agent<'_> {
         let begin = Instant::now();
         self.board.look_begins();
         self.registry.look();
-        let mut found = Found::default();
-        found
-            .problems
-            .extend(self.registry.problem().map(str::to_owned));
-        found.refuse(self.registry.refusals());
-        let metrics = &self.board.metrics;
-        match self.registry.cluster() {
-            Some(cluster) => {
-                match look(&mut self.netlink, &mut self.filter, self.config, cluster) {
-                    Ok(look) => {
-                        if let Some((desired, observed)) = &look.both {
-                            let tunnels = observed.tunnels.iter();
-                            self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
-                            let last = self.board.last_targets();
-                            let targets = probe::targets(self.config, cluster, desired, &last);
-                            self.board.set_targets(targets);
-                        }
-                        metrics.nodes.set(count(cluster.nodes.len()));
-                        found.note(self.config, &look, metrics);
-                        let at = (&mut self.netlink, &mut self.filter);
-                        found.make(at, &look.plan.changes, metrics);
-                        metrics.look_succeeded();
-                    }
-                    Err(error) => {
-                        metrics.look_failures.inc();
-                        found.report.unready.push(format!("{error:#}"));
-                        found.problems.insert(format!("{error:#}"));
-                    }
-                }
-            }
-            None => found.report.unready.extend(found.problems.iter().cloned()),
+        let mut found = Found {
+            refusals: self.registry.refusals().len(),
+            ..Found::default()
+        };
+        if let Err(error) = self.look_and_change(&mut found) {
+            self.board.metrics.look_failures.inc();
+            found.report.unready.push(format!("{error:#}"));
+            found.here.insert(format!("{error:#}"));
         }
         self.tell(found, begin);
     }
 
-    /// To the log, and to whoever asks for metrics and health.
+    fn look_and_change(&mut self, found: &mut Found) -> anyhow::Result<()> {
+        let Some(cluster) = self.registry.cluster() else {
+            let problems = self.registry.problems().map(str::to_owned);
+            found.report.unready.extend(problems);
+            return Ok(());
+        };
+        let metrics = &self.board.metrics;
+        metrics.nodes.set(count(cluster.nodes.len()));
+        let look = look(&mut self.netlink, &mut self.filter, self.config, cluster)?;
+        if let Some((desired, observed)) = &look.both {
+            let tunnels = observed.tunnels.iter();
+            self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
+            let last = self.board.last_targets();
+            let targets = probe::targets(self.config, cluster, desired, &last);
+            self.board.set_targets(targets);
+        }
+        found.note(self.config, &look, metrics);
+        let at = (&mut self.netlink, &mut self.filter);
+        found.make(at, &look.plan.changes, metrics);
+        metrics.look_succeeded();
+        Ok(())
+    }
+
+    /// To the log, to whoever asks for metrics and health, and to the registry, where that wants to know.
     fn tell(&mut self, mut found: Found, begin: Instant) {
-        found.problems.extend(self.board.problems());
+        found.here.extend(self.board.problems());
         let full = found.report.pod_cidrs.iter().filter_map(Usage::problem);
-        found.problems.extend(full);
+        found.here.extend(full);
+        let mut problems: BTreeSet<String> = self.registry.problems().map(str::to_owned).collect();
+        problems.extend(self.registry.refusals().iter().map(refused));
+        problems.extend(found.here.iter().cloned());
         let metrics = &self.board.metrics;
         metrics.looks.inc();
-        metrics.problems.set(count(found.problems.len()));
+        metrics.problems.set(count(problems.len()));
         metrics.refusals.set(count(found.refusals));
         metrics.look_duration.observe(begin.elapsed().as_secs_f64());
         self.board.pin(found.report);
+        self.report(found.ready, found.here);
         let made = found.made.finish("changes made", Fact::Made);
-        for fact in made.into_iter().chain(self.told.facts(found.problems)) {
+        for fact in made.into_iter().chain(self.told.facts(problems)) {
             self.log.tell(&fact);
+        }
+    }
+
+    /// A Node that is refused is told of by its own agent, not by all.
+    fn report(&self, ready: bool, mut problems: BTreeSet<String>) {
+        if let Role::Node(role) = &self.config.role {
+            let own = Source::NodeObject(&role.name).to_string();
+            let refusals = self.registry.refusals().iter();
+            let of_own = refusals.filter(|refusal| refusal.source == own);
+            problems.extend(of_own.map(refused));
+            self.registry.report(kubernetes::Report { ready, problems });
         }
     }
 }
 
-impl Found {
-    fn refuse(&mut self, refusals: &[Refusal]) {
-        self.refusals += refusals.len();
-        let refused = refusals.iter().map(|refusal| format!("refused: {refusal}"));
-        self.problems.extend(refused);
-    }
+fn refused(refusal: &Refusal) -> String {
+    format!("refused: {refusal}")
+}
 
+impl Found {
     /// Notes what a look says of this machine.
     fn note(&mut self, config: &Config, look: &Look, metrics: &Metrics) {
-        self.refuse(&look.plan.refusals);
+        self.refusals += look.plan.refusals.len();
+        self.here.extend(look.plan.refusals.iter().map(refused));
+        self.ready = look.is_ready_for_pods();
         self.report.unready = what_pods_lack(config, look);
         if let Some((desired, observed)) = &look.both {
             metrics.routes.set(count(desired.routes.len()));
@@ -229,7 +248,7 @@ impl Found {
                     if change.is_for_pods() || matches!(change, Change::WriteConflist { .. }) {
                         self.report.unready.push(format!("{error:#}"));
                     }
-                    self.problems.insert(format!("{error:#}"));
+                    self.here.insert(format!("{error:#}"));
                 }
             }
         });

@@ -8,7 +8,7 @@ use podspan_kernel::{Errno, Error, IfName, Invalid, Netlink, Route, VxlanDevice,
 
 use crate::conflist;
 use crate::packet_filter::PacketFilter;
-use crate::plan::{Change, NamedRoute, VxlanLink};
+use crate::plan::{Change, NamedRoute, NewVxlan, VxlanStep};
 
 /// Carries out all changes and tells `told` what became of each.
 pub fn apply(
@@ -47,29 +47,7 @@ fn make(netlink: &mut Netlink, filter: &mut PacketFilter, change: &Change) -> an
                 netlink.remove_address(link.index, *net)?;
             }
         }
-        Change::AddVxlan(link) => add_vxlan(netlink, link)?,
-        Change::ReplaceVxlan(link) => {
-            remove_link(netlink, &link.name)?;
-            add_vxlan(netlink, link)?;
-        }
-        Change::SetVxlan { name, change } => netlink.set_link(name, *change)?,
-        Change::RemoveVxlan { name } => remove_link(netlink, name)?,
-        Change::SetFdbEntry { link, entry } => {
-            let index = netlink.link_index(link)?;
-            netlink.replace_fdb_entry(index, *entry)?;
-        }
-        Change::RemoveFdbEntry { link, entry } => {
-            let index = netlink.link_index(link)?;
-            netlink.remove_fdb_entry(index, *entry)?;
-        }
-        Change::SetNeighbour { link, neighbour } => {
-            let index = netlink.link_index(link)?;
-            netlink.replace_neighbour(index, *neighbour)?;
-        }
-        Change::RemoveNeighbour { link, ip } => {
-            let index = netlink.link_index(link)?;
-            netlink.remove_neighbour(index, *ip)?;
-        }
+        Change::Vxlan { link, step } => change_vxlan(netlink, link, step)?,
         Change::AddRoute(named) => match add_route(netlink, named) {
             Err(error) if error.is_exists() => {
                 let dst = named.route.dst;
@@ -97,14 +75,52 @@ fn add_route(netlink: &mut Netlink, named: &NamedRoute) -> podspan_kernel::Resul
     netlink.add_route(&route)
 }
 
-fn add_vxlan(netlink: &mut Netlink, link: &VxlanLink) -> anyhow::Result<()> {
-    let device = VxlanDevice {
-        name: &link.name,
-        mac: link.mac,
-        mtu: Some(link.mtu),
-        vxlan: link.vxlan,
+fn change_vxlan(netlink: &mut Netlink, name: &IfName, step: &VxlanStep) -> anyhow::Result<()> {
+    let add = |netlink: &mut Netlink, new: &NewVxlan| {
+        netlink.add_vxlan(&VxlanDevice {
+            name,
+            mac: new.mac,
+            mtu: Some(new.mtu),
+            vxlan: new.vxlan,
+        })
     };
-    Ok(netlink.add_vxlan(&device)?)
+    match step {
+        VxlanStep::Make(new) => add(netlink, new)?,
+        VxlanStep::Remake(new) => {
+            remove_link(netlink, name)?;
+            add(netlink, new)?;
+        }
+        VxlanStep::Correct(change) => netlink.set_link(name, *change)?,
+        VxlanStep::Remove => remove_link(netlink, name)?,
+        VxlanStep::SetSysctl(wanted) => sysctl::write(&wanted.key, wanted.value)?,
+        on_it => {
+            let link = netlink.link_index(name)?;
+            change_on_vxlan(netlink, link, on_it)?;
+        }
+    }
+    Ok(())
+}
+
+/// Changes what is on the device.
+fn change_on_vxlan(
+    netlink: &mut Netlink,
+    link: u32,
+    step: &VxlanStep,
+) -> podspan_kernel::Result<()> {
+    match step {
+        VxlanStep::AddAddress(net) => netlink.ensure_address(link, *net),
+        VxlanStep::RemoveAddress(net) => netlink.remove_address(link, *net),
+        VxlanStep::SetEntry(entry) => netlink.replace_fdb_entry(link, *entry),
+        VxlanStep::RemoveEntry(entry) => netlink.remove_fdb_entry(link, *entry),
+        VxlanStep::SetNeighbour(neighbour) => netlink.replace_neighbour(link, *neighbour),
+        VxlanStep::RemoveNeighbour(ip) => netlink.remove_neighbour(link, *ip),
+        // Those that are about the device itself.
+        VxlanStep::Make(_)
+        | VxlanStep::Remake(_)
+        | VxlanStep::Correct(_)
+        | VxlanStep::Remove
+        | VxlanStep::SetSysctl(_) => Ok(()),
+    }
 }
 
 fn remove_link(netlink: &mut Netlink, name: &IfName) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ use podspan_kernel::Prefix;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::probe::{Failing, Targets};
+use crate::probe::{Failure, Peer, Targets};
 
 /// What both sides see.
 #[derive(Debug)]
@@ -35,8 +35,8 @@ pub struct Board {
 /// What the tests of other nodes found out.
 #[derive(Debug, Clone, Default)]
 pub struct Probed {
-    /// The ways that fail.
-    pub failing: Arc<Failing>,
+    /// The ways that fail, the first hundred of them.
+    pub failing: Vec<(Arc<Peer>, Failure)>,
     /// The same as lines to log.
     pub problems: BTreeSet<String>,
 }
@@ -151,9 +151,9 @@ impl Board {
         self.probed.send_replace(probed);
     }
 
-    /// The ways that fail.
-    pub fn failing(&self) -> Arc<Failing> {
-        Arc::clone(&self.probed.borrow().failing)
+    /// The ways that fail, the first hundred of them.
+    pub fn failing(&self) -> Vec<(Arc<Peer>, Failure)> {
+        self.probed.borrow().failing.clone()
     }
 }
 

@@ -13,8 +13,9 @@ use podspan_kernel::{IfName, Prefix};
 use toml::Value;
 
 use crate::fields::{Fields, Section, parse_toml, text};
+use crate::kubernetes::allocate::Ranges;
 use crate::log::Format;
-use crate::refusal::{Key, Refusal, Setting};
+use crate::refusal::{Key, Refusal, Setting, Source};
 
 /// Where the agent's configuration is by default.
 pub const AGENT_FILE: &str = "/etc/podspan/agent.toml";
@@ -40,14 +41,15 @@ const VXLAN_PORT: u16 = 8472;
 /// The VXLAN devices, by the family of their underlay: IPv4, IPv6.
 const VXLAN_NAMES: [&str; 2] = ["podspan-vxlan4", "podspan-vxlan6"];
 
-const AGENT_KEYS: &str = "node, nodes_file, routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
+const AGENT_KEYS: &str = "node, registry, nodes_file, kubeconfig, allocate_pod_cidrs, node_prefix_lengths, \
+    routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
     data_dir, proc_sys, \
     masquerade, non_masquerade_cidrs, bridge_netfilter, \
     probe, listen, log";
 /// Where metrics and health are served by default.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9470);
 
-const ROUTER_KEYS: &str = "nodes_file, listen, log";
+const ROUTER_KEYS: &str = "registry, nodes_file, kubeconfig, listen, log";
 
 /// What this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -63,8 +65,8 @@ pub enum RoleName {
 pub struct Config {
     /// The file that it was read from.
     pub file: PathBuf,
-    /// The registry: what nodes there are.
-    pub nodes_file: PathBuf,
+    /// Where it is read what nodes there are.
+    pub registry: RegistryConfig,
     /// Where the machine's kernel parameters are: in a container, where the host's are mounted.
     pub proc_sys: PathBuf,
     /// What this machine is to do.
@@ -80,10 +82,36 @@ pub struct Operation {
     pub listen: Option<SocketAddr>,
     /// How the log is written.
     pub log: Format,
+    /// The ways to the other nodes' pods are tested, and theirs to ours; never on a router, which is on no pod's side.
+    pub probe: bool,
+}
+
+/// Where it is read what nodes there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegistryConfig {
+    /// In a nodes file.
+    File(PathBuf),
+    /// In the Kubernetes API.
+    Kubernetes(KubernetesConfig),
+}
+
+/// How the Kubernetes API is reached, and what is written there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KubernetesConfig {
+    /// The kubeconfig's path; none is the service account of the pod that this process runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// The Node that is this machine; none on a router.
+    pub node: Option<String>,
+    /// From where this node takes its pod CIDRs; none when somebody else gives them.
+    pub allocate: Option<Ranges>,
 }
 
 /// What this machine is, with all that only this role needs.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has one, from its start to its end"
+)]
 pub enum Role {
     /// Has pods: a bridge, the conflist, and routes to the other nodes.
     Node(NodeRole),
@@ -114,11 +142,9 @@ pub struct NodeRole {
     pub masquerade: bool,
     /// What counts as inside of the cluster besides its nodes and their pods.
     pub non_masquerade_cidrs: Vec<Prefix>,
-    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it; none where
-    /// nothing is said.
-    pub bridge_netfilter: Option<bool>,
-    /// The ways to the other nodes' pods are tested, and theirs to ours.
-    pub probe: bool,
+    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it. By default
+    /// where the registry is Kubernetes.
+    pub bridge_netfilter: bool,
 }
 
 /// What all nodes must agree on to send each other packets through VXLAN.
@@ -161,12 +187,12 @@ pub enum Routing {
 }
 
 impl Config {
-    /// Reads the agent's file.
+    /// Reads the agent's file; `node` goes before the key of that name.
     ///
     /// # Errors
     /// Unreadable, no TOML, or all the values that are wrong.
-    pub fn read_agent(file: &Path) -> anyhow::Result<Self> {
-        Self::parse_agent(file, &read(file)?, &host_name())
+    pub fn read_agent(file: &Path, node: Option<&str>) -> anyhow::Result<Self> {
+        Self::parse_named(file, &read(file)?, (node, &host_name()))
     }
 
     /// Reads the router's file.
@@ -177,13 +203,13 @@ impl Config {
         Self::parse_router(file, &read(file)?)
     }
 
-    /// Reads the file of that role; none is the role's default file.
+    /// Reads the file of that role; none is the role's default file. `node` is this node's name, where it is told otherwise.
     ///
     /// # Errors
     /// Unreadable, no TOML, or all the values that are wrong.
-    pub fn read(role: RoleName, file: Option<&Path>) -> anyhow::Result<Self> {
+    pub fn read(role: RoleName, file: Option<&Path>, node: Option<&str>) -> anyhow::Result<Self> {
         match role {
-            RoleName::Node => Self::read_agent(file.unwrap_or(Path::new(AGENT_FILE))),
+            RoleName::Node => Self::read_agent(file.unwrap_or(Path::new(AGENT_FILE)), node),
             RoleName::Router => Self::read_router(file.unwrap_or(Path::new(ROUTER_FILE))),
         }
     }
@@ -192,7 +218,7 @@ impl Config {
     pub fn setting<'a, T>(&'a self, key: Key<'a>, value: T) -> Setting<'a, T> {
         Setting {
             value,
-            file: &self.file,
+            source: Source::File(&self.file),
             key,
         }
     }
@@ -201,14 +227,36 @@ impl Config {
     ///
     /// # Errors
     /// No TOML, or all the values that are wrong.
+    #[cfg(test)]
     pub fn parse_agent(file: &Path, content: &str, host_name: &str) -> anyhow::Result<Self> {
+        Self::parse_named(file, content, (None, host_name))
+    }
+
+    /// The node's name is what was `named` on the command line, what is written, or the host's.
+    fn parse_named(
+        file: &Path,
+        content: &str,
+        (named, host): (Option<&str>, &str),
+    ) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
-        let nodes_file = fields.take("nodes_file", path);
-        let (routing, cluster_cidrs) = take_routing(&mut fields);
+        let written = fields.take("node", node_name);
+        let mut registry = take_registry(&mut fields);
+        let allocates = take_allocates(&mut fields, &registry);
+        let (routing, cluster_cidrs) = take_routing(&mut fields, allocates);
+        let ranges = take_ranges(&mut fields, &cluster_cidrs, allocates);
+        let name = match (named, written) {
+            (Some(named), _) => named.to_owned(),
+            (None, Some(written)) => written,
+            // A Node is named so by its kubelet.
+            (None, None) if registry.is_kubernetes() => host.to_lowercase(),
+            (None, None) => host.to_owned(),
+        };
+        if let RegistryConfig::Kubernetes(kubernetes) = &mut registry {
+            kubernetes.node = Some(name.clone());
+            kubernetes.allocate = ranges;
+        }
         let role = NodeRole {
-            name: fields
-                .take("node", node_name)
-                .unwrap_or(host_name.to_owned()),
+            name,
             routing,
             vxlan: Box::new(take_vxlan(&mut fields)?),
             network: match fields.take("network", text) {
@@ -226,16 +274,18 @@ impl Config {
             data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
             masquerade: fields.take("masquerade", boolean).unwrap_or(true),
             non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
-            bridge_netfilter: fields.take("bridge_netfilter", boolean),
-            probe: fields.take("probe", boolean).unwrap_or(true),
+            bridge_netfilter: fields
+                .take("bridge_netfilter", boolean)
+                .unwrap_or(registry.is_kubernetes()),
         };
         let proc_sys = fields.take("proc_sys", path);
-        let operation = take_operation(&mut fields);
+        let mut operation = take_operation(&mut fields);
+        operation.probe = fields.take("probe", boolean).unwrap_or(true);
         all_right(fields.finish(AGENT_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
-            nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
             proc_sys: proc_sys.unwrap_or(PROC_SYS.into()),
+            registry,
             role: Role::Node(role),
             operation,
         })
@@ -243,13 +293,13 @@ impl Config {
 
     fn parse_router(file: &Path, content: &str) -> anyhow::Result<Self> {
         let mut fields = Fields::new(file, parse_toml(file, &Section::whole(content))?);
-        let nodes_file = fields.take("nodes_file", path);
+        let registry = take_registry(&mut fields);
         let operation = take_operation(&mut fields);
         all_right(fields.finish(ROUTER_KEYS))?;
         Ok(Self {
             file: file.to_owned(),
-            nodes_file: nodes_file.unwrap_or(NODES_FILE.into()),
             proc_sys: PROC_SYS.into(),
+            registry,
             role: Role::Router,
             operation,
         })
@@ -264,11 +314,17 @@ pub fn read_node_if_there(file: Option<&Path>) -> anyhow::Result<Option<NodeRole
     if file.is_none() && !Path::new(AGENT_FILE).exists() {
         return Ok(None);
     }
-    let config = Config::read(RoleName::Node, file)?;
+    let config = Config::read(RoleName::Node, file, None)?;
     podspan_kernel::sysctl::use_root(&config.proc_sys)?;
     match config.role {
         Role::Node(role) => Ok(Some(role)),
         Role::Router => Ok(None),
+    }
+}
+
+impl RegistryConfig {
+    fn is_kubernetes(&self) -> bool {
+        matches!(self, Self::Kubernetes(_))
     }
 }
 
@@ -304,6 +360,7 @@ fn take_operation(fields: &mut Fields<'_>) -> Operation {
     Operation {
         listen: fields.take("listen", listen).unwrap_or(Some(LISTEN)),
         log: fields.take("log", format).unwrap_or_default(),
+        probe: false,
     }
 }
 
@@ -329,8 +386,68 @@ fn format(value: &Value) -> Result<Format, String> {
     }
 }
 
+fn take_registry(fields: &mut Fields<'_>) -> RegistryConfig {
+    let kubernetes = fields.take("registry", |value| match value.as_str() {
+        Some("file") => Ok(false),
+        Some("kubernetes") => Ok(true),
+        _ => Err("must be \"file\" or \"kubernetes\"".to_owned()),
+    });
+    let nodes_file = fields.take("nodes_file", path);
+    let kubeconfig = fields.take("kubeconfig", path);
+    if kubernetes == Some(true) {
+        if let Some(file) = nodes_file {
+            let fix = "is not read with registry = \"kubernetes\"; remove it";
+            fields.refuse("nodes_file", format!("\"{}\"", file.display()), fix);
+        }
+        return RegistryConfig::Kubernetes(KubernetesConfig {
+            kubeconfig,
+            ..KubernetesConfig::default()
+        });
+    }
+    if let Some(kubeconfig) = kubeconfig {
+        let fix = "is read with registry = \"kubernetes\" only";
+        fields.refuse("kubeconfig", format!("\"{}\"", kubeconfig.display()), fix);
+    }
+    RegistryConfig::File(nodes_file.unwrap_or(NODES_FILE.into()))
+}
+
+fn take_allocates(fields: &mut Fields<'_>, registry: &RegistryConfig) -> bool {
+    let allocates = fields.take("allocate_pod_cidrs", boolean);
+    if allocates == Some(true) && !registry.is_kubernetes() {
+        let fix = "needs registry = \"kubernetes\"; a nodes file says it itself";
+        fields.refuse("allocate_pod_cidrs", "true", fix);
+    }
+    allocates == Some(true)
+}
+
+/// The ranges that nodes are given subnets of, and how long those are.
+fn take_ranges(
+    fields: &mut Fields<'_>,
+    cluster_cidrs: &[Prefix],
+    allocates: bool,
+) -> Option<Ranges> {
+    let lengths = fields.take_list("node_prefix_lengths", |value| {
+        let length = value.as_integer();
+        let length = length.and_then(|length| u8::try_from(length).ok());
+        length.ok_or_else(|| "must be a number of bits, such as 24".to_owned())
+    });
+    let value = lengths.as_ref().map(|lengths| format!("{lengths:?}"));
+    let value = value.unwrap_or_default();
+    if !allocates {
+        if lengths.is_some() {
+            let fix = "is used with allocate_pod_cidrs = true only";
+            fields.refuse("node_prefix_lengths", value, fix);
+        }
+        return None;
+    }
+    let ranges = Ranges::new(cluster_cidrs, lengths.as_deref());
+    ranges
+        .map_err(|fix| fields.refuse("node_prefix_lengths", value, fix))
+        .ok()
+}
+
 /// How pods of other nodes are reached, and the ranges that hold all pod CIDRs, where they are told.
-fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
+fn take_routing(fields: &mut Fields<'_>, allocates: bool) -> (Routing, Vec<Prefix>) {
     let routing = fields.take("routing", |value| match value.as_str() {
         Some("auto") => Ok(Some(Routing::Auto)),
         Some("direct") => Ok(Some(Routing::Direct)),
@@ -357,6 +474,10 @@ fn take_routing(fields: &mut Fields<'_>) -> (Routing, Vec<Prefix>) {
                 format!("is a second {family} router; name one per family"),
             );
         }
+    }
+    if allocates && cluster_cidrs.is_empty() {
+        let fix = "allocate_pod_cidrs needs the ranges of all pods, such as [\"10.244.0.0/16\"]";
+        fields.refuse("cluster_cidrs", "", fix);
     }
     if let Some(routing) = routing.unwrap_or(Some(Routing::Auto)) {
         return (routing, cluster_cidrs);
@@ -386,13 +507,7 @@ fn take_vxlan(fields: &mut Fields<'_>) -> anyhow::Result<VxlanRole> {
         port: fields
             .take("vxlan_port", number(1..=65535))
             .unwrap_or(VXLAN_PORT),
-        accept: fields
-            .take("vxlan_accept", |value| {
-                value
-                    .as_bool()
-                    .ok_or_else(|| "must be true or false".to_owned())
-            })
-            .unwrap_or(false),
+        accept: fields.take("vxlan_accept", boolean).unwrap_or(false),
     })
 }
 
@@ -515,15 +630,14 @@ mod tests {
             "podspan-vxlan4"
         );
         assert_eq!(name([1; 8]).as_str(), "podspan-vxlan6");
-        assert_eq!(agent("").unwrap().nodes_file, Path::new(NODES_FILE));
-        assert!(node.probe);
         let config = agent("").unwrap();
-        assert_eq!(config.nodes_file, Path::new(NODES_FILE));
         let operation = Operation {
             listen: Some("127.0.0.1:9470".parse().unwrap()),
             log: Format::Text,
+            probe: true,
         };
         assert_eq!(config.operation, operation);
+        assert_eq!(config.registry, RegistryConfig::File(NODES_FILE.into()));
     }
 
     #[test]
@@ -552,6 +666,7 @@ mod tests {
         let operation = Operation {
             listen: Some("[::]:1234".parse().unwrap()),
             log: Format::Json,
+            probe: false,
         };
         assert_eq!(agent(content).unwrap().operation, operation);
         let node = node(content);
@@ -585,7 +700,6 @@ mod tests {
         assert_eq!(node.non_masquerade_cidrs, cidrs);
         let vxlan = node.vxlan;
         assert_eq!((vxlan.vni, vxlan.port, vxlan.accept), (7, 4789, true));
-        assert!(!node.probe);
     }
 
     #[test]
@@ -657,7 +771,7 @@ mod tests {
             ),
             (
                 "vxlan_accept = 'yes'",
-                "agent.toml: vxlan_accept = \"yes\": must be true or false",
+                "agent.toml: vxlan_accept = \"yes\": must be true or false, without quotes",
             ),
             (
                 "mtu = 100",
@@ -708,6 +822,34 @@ mod tests {
                 "agent.toml: cluster_cidrs: routing = \"router\" needs the ranges of all pods, such as [\"10.244.0.0/16\"]",
             ),
             (
+                "registry = 'etcd'",
+                "agent.toml: registry = \"etcd\": must be \"file\" or \"kubernetes\"",
+            ),
+            (
+                "registry = 'kubernetes'\nnodes_file = '/n.toml'",
+                "agent.toml: nodes_file = \"/n.toml\": is not read with registry = \"kubernetes\"; remove it",
+            ),
+            (
+                "kubeconfig = '/k'",
+                "agent.toml: kubeconfig = \"/k\": is read with registry = \"kubernetes\" only",
+            ),
+            (
+                "allocate_pod_cidrs = true\ncluster_cidrs = ['10.244.0.0/16']",
+                "agent.toml: allocate_pod_cidrs = true: needs registry = \"kubernetes\"; a nodes file says it itself",
+            ),
+            (
+                "registry = 'kubernetes'\nallocate_pod_cidrs = true",
+                "agent.toml: cluster_cidrs: allocate_pod_cidrs needs the ranges of all pods, such as [\"10.244.0.0/16\"]",
+            ),
+            (
+                "node_prefix_lengths = [24]",
+                "agent.toml: node_prefix_lengths = [24]: is used with allocate_pod_cidrs = true only",
+            ),
+            (
+                "registry = 'kubernetes'\nallocate_pod_cidrs = true\ncluster_cidrs = ['10.244.0.0/16']\nnode_prefix_lengths = [8]",
+                "agent.toml: node_prefix_lengths = [8]: /8 does not divide 10.244.0.0/16; lengths from /16 to /30 do",
+            ),
+            (
                 "\nnode = ",
                 "agent.toml: line 2: string values must be quoted, expected literal string",
             ),
@@ -717,8 +859,46 @@ mod tests {
             assert_eq!(told.replace("\"a\": no", "'a': no"), expected, "{content}");
         }
         let error = Config::parse_router(Path::new("router.toml"), "node = 'a'").unwrap_err();
-        let expected = "router.toml: node = \"a\": no such key; there are nodes_file, listen, log";
+        let expected = format!("router.toml: node = \"a\": no such key; there are {ROUTER_KEYS}");
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn the_registry_is_a_file_or_the_kubernetes_api() {
+        let kubernetes = |content: &str| match agent(content).unwrap().registry {
+            RegistryConfig::Kubernetes(config) => config,
+            RegistryConfig::File(file) => panic!("{file:?}"),
+        };
+        let config = kubernetes("registry = 'kubernetes'\nkubeconfig = '/k'");
+        assert_eq!(config.kubeconfig, Some("/k".into()));
+        assert_eq!(
+            (config.node.as_deref(), config.allocate),
+            (Some("here"), None)
+        );
+        let config = kubernetes(
+            "registry = 'kubernetes'\nallocate_pod_cidrs = true\n\
+             cluster_cidrs = ['10.244.0.0/16']\nnode_prefix_lengths = [25]",
+        );
+        let ranges = Ranges::new(&["10.244.0.0/16".parse().unwrap()], Some(&[25]));
+        assert_eq!((config.kubeconfig, config.allocate), (None, ranges.ok()));
+        let router = Config::parse_router(Path::new("r"), "registry = 'kubernetes'").unwrap();
+        let expected = RegistryConfig::Kubernetes(KubernetesConfig::default());
+        assert_eq!(router.registry, expected);
+    }
+
+    #[test]
+    fn a_name_that_is_given_goes_before_the_file_and_the_file_before_the_host() {
+        let name = |content: &str, given: Option<&str>| {
+            let config = Config::parse_named(Path::new("a"), content, (given, "Host")).unwrap();
+            match config.role {
+                Role::Node(node) => node.name,
+                Role::Router => panic!("an agent's file makes a node"),
+            }
+        };
+        assert_eq!(name("node = 'file'", Some("given")), "given");
+        assert_eq!(name("node = 'file'", None), "file");
+        assert_eq!(name("", None), "Host");
+        assert_eq!(name("registry = 'kubernetes'", None), "host");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::config::{Config, NodeRole, Role, Routing};
 use crate::conflist;
 use crate::forwarding::Forwarding;
 use crate::masquerade::Masquerade;
-use crate::refusal::{Key, Refusal, Setting};
+use crate::refusal::{Key, Refusal, Setting, Source};
 
 pub use tunnel::Tunnel;
 
@@ -138,9 +138,18 @@ pub fn desired(
 }
 
 fn unknown_node(config: &Config, role: &NodeRole, cluster: &Cluster) -> Refusal {
+    let own = cluster.unready.iter().find(|node| node.name == role.name);
+    if let Some(unready) = own {
+        return Refusal {
+            source: Source::NodeObject(&role.name).to_string(),
+            key: unready.lacks.to_owned(),
+            value: String::new(),
+            fix: "is not there yet; nothing is changed until it is".to_owned(),
+        };
+    }
     config.setting(Key::Plain("node"), &role.name).refuse(format!(
         "{} has no usable entry of that name; add one, or set node to a name that is there; nothing is changed",
-        cluster.file.display()
+        cluster.origin
     ))
 }
 
@@ -307,7 +316,7 @@ impl<'a> Draft<'a> {
             mac: Mac::of_ip(first.addr()),
             mtu,
             // A nodes file alone has no Services.
-            netfilter: role.bridge_netfilter.unwrap_or(false),
+            netfilter: role.bridge_netfilter,
             sysctls: bridge_sysctls(&role.bridge, &gateways),
             gateways,
         });

@@ -32,6 +32,9 @@ pub enum Event {
     SourceFailed(String),
 }
 
+/// Where sources send to.
+pub type Sender = SyncSender<Event>;
+
 /// How many events wait at the most.
 const WAITING: usize = 16;
 /// How long after a failure a source is opened again.
@@ -45,7 +48,7 @@ const REOPEN: Duration = Duration::from_secs(1);
 pub fn start(
     files: Vec<PathBuf>,
     neighbours_of: LinkSet,
-) -> anyhow::Result<(SyncSender<Event>, Receiver<Event>)> {
+) -> anyhow::Result<(Sender, Receiver<Event>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("catch signals")?;
     let to_stop = sender.clone();

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::anyhow;
 use toml::{Table, Value};
 
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, Source};
 
 /// A file's text, or a part of it that can be read by itself.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +133,7 @@ impl<'a> Fields<'a> {
     pub fn refuse(&mut self, key: &str, value: impl Into<String>, fix: impl Into<String>) {
         let Self { before, behind, .. } = &self;
         self.refusals.push(Refusal {
-            file: self.file.to_owned(),
+            source: Source::File(self.file).to_string(),
             key: format!("{before}{key}{behind}"),
             value: value.into(),
             fix: fix.into(),

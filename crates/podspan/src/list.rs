@@ -70,7 +70,11 @@ pub fn print_list(config: Option<&Path>, output: Output) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn rows(netlink: &mut Netlink, ipam: &Path) -> anyhow::Result<Vec<Row>> {
+/// The attachments of this node.
+///
+/// # Errors
+/// What the kernel or the file system answered.
+pub fn rows(netlink: &mut Netlink, ipam: &Path) -> anyhow::Result<Vec<Row>> {
     let mut rows: BTreeMap<(NetworkName, AttachmentId), Row> = BTreeMap::new();
     for link in netlink.list_links()?.into_iter().filter(Link::is_veth) {
         if let Some(of) = link.alias.as_deref().and_then(AttachmentId::from_alias) {
@@ -111,7 +115,7 @@ fn networks(ipam: &Path) -> Vec<NetworkName> {
 }
 
 /// An allocation's file holds the container's id and the interface's name, a line each, as host-local writes it.
-fn owner(file: &Path) -> Option<AttachmentId> {
+pub fn owner(file: &Path) -> Option<AttachmentId> {
     let content = std::fs::read_to_string(file).ok()?;
     let mut lines = content.lines().map(str::trim);
     let container = lines.next()?.parse().ok()?;

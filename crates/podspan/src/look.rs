@@ -4,10 +4,11 @@ use podspan_kernel::Netlink;
 
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::conflist::Found;
 use crate::desired::{Desired, desired};
 use crate::observe::{Observed, observe, observe_links};
 use crate::packet_filter::PacketFilter;
-use crate::plan::{Plan, plan};
+use crate::plan::{Change, Plan, plan};
 
 /// What a look found.
 #[derive(Debug)]
@@ -16,6 +17,20 @@ pub struct Look {
     pub both: Option<(Desired, Observed)>,
     /// The difference, and all refusals.
     pub plan: Plan,
+}
+
+impl Look {
+    /// Nothing that a pod's start depends on is left to do, and the conflist invites the runtime.
+    pub fn is_ready_for_pods(&self) -> bool {
+        let Some((desired, observed)) = &self.both else {
+            return false;
+        };
+        let for_pods = |change: &Change| {
+            change.is_for_pods() || matches!(change, Change::WriteConflist { .. })
+        };
+        let is_invited = desired.conflist.is_some() && matches!(observed.conflist, Found::Ours(_));
+        is_invited && !self.plan.changes.iter().any(for_pods)
+    }
 }
 
 /// Looks at the machine.

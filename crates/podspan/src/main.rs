@@ -11,10 +11,13 @@ mod cluster;
 mod config;
 mod conflist;
 mod desired;
+mod doctor;
 mod events;
+mod explain;
 mod fields;
 mod forwarding;
 mod http;
+mod kubernetes;
 mod lab;
 mod list;
 mod log;
@@ -26,11 +29,6 @@ mod observe;
 mod output;
 mod packet_filter;
 mod plan;
-#[allow(
-    unused_imports,
-    dead_code,
-    reason = "podspan explain, which comes next"
-)]
 mod probe;
 mod refusal;
 mod registry;
@@ -67,6 +65,15 @@ enum Command {
     Plan(Machine),
     /// Tell whether this machine is right; exit status 0: yes, 1: no, 2: error
     Status(Machine),
+    /// Find out what keeps pods from working here, and what mends it; exit status 0: nothing, 1: something, 2: error
+    Doctor(Machine),
+    /// Follow a packet from a pod of this node to another pod; exit status 0: it passes, 1: it does not, 2: error
+    Explain {
+        #[command(flatten)]
+        packet: explain::Arguments,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Remove all that is marked as ours from this machine; stop the agent first
     Cleanup(cleanup::Arguments),
     /// Put a container on the network, as a runtime does
@@ -86,6 +93,9 @@ struct ConfigFile {
     /// The configuration [default: /etc/podspan/agent.toml, for the router router.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// This node's name, in the place of the configuration's
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", hide_env_values = true)]
+    node: Option<String>,
 }
 
 #[derive(Args)]
@@ -114,6 +124,10 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Router(file) => agent::run(&file.read(RoleName::Router)?),
         Command::Plan(machine) => status::print_plan(&machine.read()?, output),
         Command::Status(machine) => status::print_status(&machine.read()?, output),
+        Command::Doctor(machine) => doctor::print_report(&machine.read()?, output),
+        Command::Explain { packet, file } => {
+            explain::run(&packet, &file.read(RoleName::Node)?, output)
+        }
         Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),
         Command::Del(arguments) => runtime::del(arguments, output),
@@ -125,7 +139,8 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
 
 impl ConfigFile {
     fn read(&self, role: RoleName) -> anyhow::Result<Config> {
-        let config = Config::read(role, self.config.as_deref())?;
+        let node = self.node.as_deref().filter(|name| !name.is_empty());
+        let config = Config::read(role, self.config.as_deref(), node)?;
         podspan_kernel::sysctl::use_root(&config.proc_sys)?;
         Ok(config)
     }

@@ -24,8 +24,6 @@ const LOOKS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5]
 
 /// The bounds of the times of handshakes, in seconds: within a rack, a site, a continent.
 const ROUND_TRIPS: [f64; 8] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0];
-/// So many failing peers have a series of their own.
-const PEERS: usize = 100;
 
 /// What is counted.
 #[derive(Debug)]
@@ -250,7 +248,7 @@ impl Collector for Pinned {
                 .map(|usage| (of_cidr(usage), usage.total)),
         )?;
         let failing = self.0.failing();
-        let series = failing.iter().take(PEERS).map(|(peer, (failure, _))| {
+        let series = failing.iter().map(|(peer, failure)| {
             let labels = vec![
                 ("node", peer.node.to_string()),
                 ("gateway", peer.gateway.to_string()),

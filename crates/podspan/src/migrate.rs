@@ -91,7 +91,7 @@ struct Report {
 /// # Errors
 /// A configuration, a node list or a conflist that cannot be used, or what the kernel answered; then nothing was changed.
 pub fn run(arguments: &Arguments, output: Output) -> anyhow::Result<ExitCode> {
-    let config = Config::read(RoleName::Node, arguments.config.as_deref())?;
+    let config = Config::read(RoleName::Node, arguments.config.as_deref(), None)?;
     sysctl::use_root(&config.proc_sys)?;
     let mut netlink = Netlink::open()?;
     let mut draft = Draft::default();
@@ -138,10 +138,9 @@ impl Draft {
             );
         }
         self.keys(&mut config, &foreign);
-        let mut registry = Registry::new(&config.nodes_file);
-        registry.look();
+        let registry = Registry::read(&config.registry)?;
         let Some(cluster) = registry.cluster() else {
-            bail!("{}", registry.problem().unwrap_or_default());
+            bail!("{}", registry.problems().collect::<Vec<_>>().join("; "));
         };
         let found = look(netlink, &mut PacketFilter::default(), &config, cluster)?;
         let refused = registry.refusals().iter().chain(&found.plan.refusals);

@@ -69,6 +69,8 @@ pub struct ObservedTunnel {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Its global addresses.
+    pub addresses: Vec<IpNet>,
     /// Its forwarding table, where it is ours.
     pub fdb: Vec<FdbEntry>,
     /// The neighbours on it that somebody wrote down, where it is ours.
@@ -145,7 +147,7 @@ fn sort_links(role: Option<&NodeRole>, links: Vec<Link>, addresses: &[Address]) 
         sorted.names.insert(link.index, Arc::clone(&name));
         let nets = nets.remove(&link.index).unwrap_or_default();
         if let Some(name) = role.and_then(|role| tunnel_name(role, &link)) {
-            sorted.tunnels.push(observed_tunnel(name, &link));
+            sorted.tunnels.push(observed_tunnel(name, &link, &nets));
         }
         if role.is_some_and(|role| role.bridge.as_str() == link.name) {
             sorted.bridge = Some(ObservedBridge {
@@ -178,7 +180,7 @@ fn tunnel_name<'a>(role: &'a NodeRole, link: &Link) -> Option<&'a IfName> {
     names.find(|name| name.as_str() == link.name)
 }
 
-fn observed_tunnel(name: &IfName, link: &Link) -> ObservedTunnel {
+fn observed_tunnel(name: &IfName, link: &Link, nets: &[IpNet]) -> ObservedTunnel {
     ObservedTunnel {
         name: name.clone(),
         index: link.index,
@@ -188,6 +190,7 @@ fn observed_tunnel(name: &IfName, link: &Link) -> ObservedTunnel {
         mac: link.mac,
         mtu: link.mtu,
         up: link.up,
+        addresses: nets.to_vec(),
         fdb: Vec::new(),
         neighbours: Vec::new(),
     }

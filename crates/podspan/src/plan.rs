@@ -15,13 +15,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use podspan_cni::attachment::BRIDGE_ALIAS;
 use podspan_kernel::nft::AddressRange;
-use podspan_kernel::{FdbEntry, IfName, LinkChange, Mac, Neighbour, Prefix, Route, Vxlan};
+use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
 
 use crate::conflist::{self, Found};
 use crate::desired::{Bridge, Desired, Sysctl};
 use crate::observe::{Observed, ObservedBridge};
-use crate::refusal::{Key, Refusal, Setting};
+use crate::refusal::{Key, Refusal, Setting, Source};
 use crate::{forwarding, masquerade};
+
+pub use tunnel::{NewVxlan, VxlanStep};
 
 /// What is to be done, and what stands in the way.
 #[derive(Debug, Default)]
@@ -65,49 +67,12 @@ pub enum Change {
         /// The address.
         net: IpNet,
     },
-    /// Make a VXLAN device.
-    AddVxlan(VxlanLink),
-    /// Make a VXLAN device in the place of ours with the same name, which is another.
-    ReplaceVxlan(VxlanLink),
-    /// Correct a VXLAN device.
-    SetVxlan {
-        /// Its name.
-        name: IfName,
-        /// What is wrong about it.
-        change: LinkChange<'static>,
-    },
-    /// Remove a VXLAN device.
-    RemoveVxlan {
-        /// Its name.
-        name: IfName,
-    },
-    /// Write down which node a MAC address is behind.
-    SetFdbEntry {
-        /// The VXLAN device.
+    /// Change a VXLAN device, or what is written down on it.
+    Vxlan {
+        /// The device.
         link: IfName,
-        /// The entry of its forwarding table.
-        entry: FdbEntry,
-    },
-    /// Forget it.
-    RemoveFdbEntry {
-        /// The VXLAN device.
-        link: IfName,
-        /// The entry of its forwarding table.
-        entry: FdbEntry,
-    },
-    /// Write down which MAC address a next hop is behind.
-    SetNeighbour {
-        /// The VXLAN device.
-        link: IfName,
-        /// Who it is.
-        neighbour: Neighbour,
-    },
-    /// Forget it.
-    RemoveNeighbour {
-        /// The VXLAN device.
-        link: IfName,
-        /// The next hop.
-        ip: IpAddr,
+        /// What is changed.
+        step: VxlanStep,
     },
     /// Add a route.
     AddRoute(NamedRoute),
@@ -128,19 +93,6 @@ pub enum Change {
     },
 }
 
-/// A VXLAN device to be made.
-#[derive(Debug, Clone)]
-pub struct VxlanLink {
-    /// Its name.
-    pub name: IfName,
-    /// What it is.
-    pub vxlan: Vxlan,
-    /// Its MAC address.
-    pub mac: Mac,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-}
-
 /// A route, and the name of its link.
 #[derive(Debug, Clone)]
 pub struct NamedRoute {
@@ -156,14 +108,7 @@ impl Change {
         match self {
             Self::SetSysctl(_) => "set_sysctl",
             Self::AddBridge { .. } => "add_bridge",
-            Self::AddVxlan(_) => "add_vxlan",
-            Self::ReplaceVxlan(_) => "replace_vxlan",
-            Self::SetVxlan { .. } => "set_vxlan",
-            Self::RemoveVxlan { .. } => "remove_vxlan",
-            Self::SetFdbEntry { .. } => "set_fdb_entry",
-            Self::RemoveFdbEntry { .. } => "remove_fdb_entry",
-            Self::SetNeighbour { .. } => "set_neighbour",
-            Self::RemoveNeighbour { .. } => "remove_neighbour",
+            Self::Vxlan { step, .. } => step.kind(),
             Self::SetBridge { .. } => "set_bridge",
             Self::AddAddress { .. } => "add_address",
             Self::RemoveAddress { .. } => "remove_address",
@@ -173,19 +118,6 @@ impl Change {
             Self::SetMasquerade(_) => "set_masquerade",
             Self::SetForwarding(_) => "set_forwarding",
             Self::WriteConflist { .. } => "write_conflist",
-        }
-    }
-
-    /// True for what is about that VXLAN device, not about routes through it.
-    pub fn is_about(&self, tunnel: &IfName) -> bool {
-        match self {
-            Self::AddVxlan(link) | Self::ReplaceVxlan(link) => link.name == *tunnel,
-            Self::SetVxlan { name, .. } | Self::RemoveVxlan { name } => name == tunnel,
-            Self::SetFdbEntry { link, .. }
-            | Self::RemoveFdbEntry { link, .. }
-            | Self::SetNeighbour { link, .. }
-            | Self::RemoveNeighbour { link, .. } => link == tunnel,
-            _ => false,
         }
     }
 
@@ -214,31 +146,7 @@ impl fmt::Display for Change {
                 write!(f, "ip address add {net} dev {link}{nodad}")
             }
             Self::RemoveAddress { link, net } => write!(f, "ip address del {net} dev {link}"),
-            Self::AddVxlan(link) => write!(f, "ip link add {link}"),
-            Self::ReplaceVxlan(link) => {
-                write!(f, "ip link del {} && ip link add {link}", link.name)
-            }
-            Self::SetVxlan { name, change } => write!(f, "ip link set {name}{change}"),
-            Self::RemoveVxlan { name } => write!(f, "ip link del {name}"),
-            Self::SetFdbEntry {
-                link,
-                entry: FdbEntry { mac, remote },
-            } => write!(
-                f,
-                "bridge fdb replace {mac} dev {link} dst {remote} self permanent"
-            ),
-            Self::RemoveFdbEntry {
-                link,
-                entry: FdbEntry { mac, remote },
-            } => write!(f, "bridge fdb del {mac} dev {link} dst {remote} self"),
-            Self::SetNeighbour {
-                link,
-                neighbour: Neighbour { ip, mac },
-            } => write!(
-                f,
-                "ip neigh replace {ip} lladdr {mac} dev {link} nud permanent"
-            ),
-            Self::RemoveNeighbour { link, ip } => write!(f, "ip neigh del {ip} dev {link}"),
+            Self::Vxlan { link, step } => step.fmt(f, link),
             Self::AddRoute(route) => write!(f, "ip route add {route}"),
             Self::ReplaceRoute(route) => write!(f, "ip route replace {route}"),
             Self::RemoveRoute(route) => write!(f, "ip route del {route}"),
@@ -246,18 +154,6 @@ impl fmt::Display for Change {
             Self::SetForwarding(transaction) => transaction.fmt(f),
             Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
         }
-    }
-}
-
-impl fmt::Display for VxlanLink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            name,
-            vxlan,
-            mac,
-            mtu,
-        } = self;
-        write!(f, "{name} address {mac} mtu {mtu} type vxlan {vxlan}")
     }
 }
 
@@ -354,10 +250,15 @@ impl Draft<'_> {
 
     fn sysctls(&mut self, wanted: &[Sysctl]) {
         for sysctl in wanted {
-            if self.observed.sysctls.get(&sysctl.key).map(String::as_str) != Some(sysctl.value) {
+            if self.is_wrong(sysctl) {
                 self.push(Change::SetSysctl(sysctl.clone()));
             }
         }
+    }
+
+    fn is_wrong(&self, wanted: &Sysctl) -> bool {
+        let seen = self.observed.sysctls.get(&wanted.key);
+        seen.map(String::as_str) != Some(wanted.value)
     }
 
     fn bridge(&mut self, bridge: &Bridge) {
@@ -451,15 +352,9 @@ impl Draft<'_> {
             Ok(seen) => &seen.masquerade,
             Err(_) if wanted.is_none() => return,
             Err(why) => {
-                self.plan.refusals.push(Refusal {
-                    file: self.desired.config_file.clone(),
-                    key: "masquerade".to_owned(),
-                    value: "true".to_owned(),
-                    fix: format!(
-                        "{why}; the kernel needs nf_tables and nft_masq, or set it to false"
-                    ),
-                });
-                return;
+                let fix =
+                    format!("{why}; the kernel needs nf_tables and nft_masq, or set it to false");
+                return self.refuse(Key::Plain("masquerade"), "true", fix);
             }
         };
         let addresses = self.observed.bridge.iter().flat_map(|seen| &seen.addresses);
@@ -583,10 +478,10 @@ impl Draft<'_> {
     }
 
     fn refuse(&mut self, key: Key<'_>, value: &str, fix: String) {
-        let file = &self.desired.config_file;
+        let source = Source::File(&self.desired.config_file);
         self.plan
             .refusals
-            .push(Setting { value, file, key }.refuse(fix));
+            .push(Setting { value, source, key }.refuse(fix));
     }
 }
 

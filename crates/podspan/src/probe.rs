@@ -31,7 +31,7 @@ use crate::cluster::Cluster;
 use crate::config::{Config, Role};
 use crate::desired::Desired;
 
-pub use told::{Way, describe, way};
+pub use told::{describe, way};
 pub use watch::{Failing, run};
 
 /// Where agents answer on their gateways: outside of the ranges of Prometheus's exporters and of node ports.
@@ -171,7 +171,7 @@ pub fn targets(config: &Config, cluster: &Cluster, desired: &Desired, last: &Tar
     let (Role::Node(role), Some(bridge)) = (&config.role, &desired.bridge) else {
         return Targets::default();
     };
-    if !role.probe {
+    if !config.operation.probe {
         return Targets::default();
     }
     let gateways: Vec<IpAddr> = bridge.gateways.iter().map(IpNet::addr).collect();
@@ -219,7 +219,9 @@ struct Routed {
 
 impl Routed {
     fn new(desired: &Desired) -> Self {
-        let destinations = desired.routes.iter().map(|route| route.dst);
+        let through_tunnels = desired.tunnels.iter().flat_map(|tunnel| &tunnel.routes);
+        let routes = desired.routes.iter().chain(through_tunnels);
+        let destinations = routes.map(|route| route.dst);
         let destinations: BTreeSet<Prefix> = destinations.collect();
         let lengths = destinations.iter().map(|prefix| prefix.length()).collect();
         Self {

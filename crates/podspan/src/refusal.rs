@@ -3,16 +3,17 @@
 //! A refusal never stops the rest: what is right goes on, and what runs already stays as it is.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
-/// A refused value, printed as *`nodes.toml: nodes[3].addresses[0] (node4) = "10.0.0.300": must be an IP address`*.
+/// A refused value, printed as *`nodes.toml: nodes[3].addresses[0] (node4) = "10.0.0.300": must be an IP address`*, or as
+/// *`Node node4: status.addresses = "10.0.0.300": must be an IP address`*.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refusal {
-    /// The file that it stands in.
-    pub file: PathBuf,
-    /// Where in the file, such as `nodes[3].pod_cidrs[0] (node4)`; the node's name where there is one.
+    /// What it stands in: a file, or an object such as `Node node4`.
+    pub source: String,
+    /// Where in it, such as `nodes[3].pod_cidrs[0] (node4)`; the node's name where a file has several.
     pub key: String,
     /// What is written there, as TOML; empty where something is missing.
     pub value: String,
@@ -23,12 +24,12 @@ pub struct Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            file,
+            source,
             key,
             value,
             fix,
         } = self;
-        write!(f, "{}: {key}", file.display())?;
+        write!(f, "{source}: {key}")?;
         if !value.is_empty() {
             write!(f, " = {value}")?;
         }
@@ -41,17 +42,35 @@ impl fmt::Display for Refusal {
 pub struct Setting<'a, T> {
     /// The value.
     pub value: T,
-    /// The file that it stands in.
-    pub file: &'a Path,
-    /// Where in the file.
+    /// What it stands in.
+    pub source: Source<'a>,
+    /// Where in it.
     pub key: Key<'a>,
+}
+
+/// What a value stands in; text only when it is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// A file.
+    File(&'a Path),
+    /// The Node of that name in the Kubernetes API.
+    NodeObject(&'a str),
+}
+
+impl fmt::Display for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => write!(f, "{}", file.display()),
+            Self::NodeObject(name) => write!(f, "Node {name}"),
+        }
+    }
 }
 
 impl<T: fmt::Display> Setting<'_, T> {
     /// The value refused, for that reason.
     pub fn refuse(&self, fix: impl Into<String>) -> Refusal {
         Refusal {
-            file: self.file.to_owned(),
+            source: self.source.to_string(),
             key: self.key.to_string(),
             value: format!("\"{}\"", self.value),
             fix: fix.into(),
@@ -65,10 +84,10 @@ impl<T: fmt::Display> fmt::Display for Setting<'_, T> {
     }
 }
 
-/// A place in a file; text only when it is printed, because a cluster has ten thousand of them.
+/// A place in a file or an object; text only when it is printed, because a cluster has ten thousand of them.
 #[derive(Debug, Clone, Copy)]
 pub enum Key<'a> {
-    /// `node`
+    /// `node`, `spec.podCIDRs`
     Plain(&'static str),
     /// `routers[0]`
     Item(&'static str, usize),

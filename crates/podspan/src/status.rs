@@ -7,19 +7,19 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use podspan_kernel::Netlink;
+use podspan_kernel::{FdbEntry, Neighbour, Netlink};
 use serde::Serialize;
 
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::conflist;
-use crate::desired::{Desired, Tunnel};
+use crate::desired::{Desired, Sysctl, Tunnel};
 use crate::http::{self, Answer};
 use crate::look::{Look, look};
 use crate::observe::Observed;
 use crate::output::{Output, columns, exit_code};
 use crate::packet_filter::PacketFilter;
-use crate::plan::{Change, Plan};
+use crate::plan::{Change, Plan, VxlanStep};
 use crate::registry::Registry;
 
 /// Whether this machine is right, thing by thing.
@@ -57,7 +57,7 @@ pub struct Pending {
 /// # Errors
 /// What the kernel answered.
 pub fn print_status(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
-    let status = status(config)?;
+    let status = status(config, &see(config)?);
     output.print(&status, Status::to_text)?;
     Ok(exit_code(status.right))
 }
@@ -72,34 +72,54 @@ pub fn print_plan(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
     Ok(exit_code(pending.changes.is_empty()))
 }
 
-/// Looks at this machine as the agent does, and describes it.
-fn status(config: &Config) -> anyhow::Result<Status> {
+/// What the agent sees now.
+pub struct Seen {
+    /// The registry, as far as it can be read.
+    pub registry: Registry,
+    /// This machine; none without a cluster.
+    pub look: Option<Look>,
+}
+
+/// Looks at this machine as the agent does.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn see(config: &Config) -> anyhow::Result<Seen> {
+    let registry = Registry::read(&config.registry)?;
+    let cluster = registry.cluster();
+    let look = cluster
+        .map(|cluster| look_once(config, cluster))
+        .transpose()?;
+    Ok(Seen { registry, look })
+}
+
+/// Describes what was seen, and asks the agent how it is.
+pub fn status(config: &Config, seen: &Seen) -> Status {
     let mut status = Status::default();
-    let mut registry = Registry::new(&config.nodes_file);
-    registry.look();
-    match registry.problem() {
-        None => {}
-        Some(problem) => status.wrong(problem, format!("write {}", config.nodes_file.display())),
+    let registry = &seen.registry;
+    for problem in registry.problems() {
+        status.wrong(problem, config.registry.mend());
     }
-    if let Some(cluster) = registry.cluster() {
-        let nodes = cluster.nodes.len();
-        status.right(format!(
-            "nodes file {}: {nodes} nodes",
-            config.nodes_file.display()
-        ));
+    if let (Some(cluster), Some(look)) = (registry.cluster(), &seen.look) {
+        let (nodes, unready) = (cluster.nodes.len(), cluster.unready.len());
+        let beside = match unready {
+            0 => String::new(),
+            unready => format!(", {unready} more without pod CIDRs or address yet"),
+        };
+        status.right(format!("{}: {nodes} nodes{beside}", registry.describe()));
         for refusal in registry.refusals() {
             status.wrong(refusal.to_string(), None);
         }
-        let look = look_once(config, cluster)?;
-        status.describe(&look, cluster);
+        status.describe(look, cluster);
     }
     if let Some(address) = config.operation.listen {
         status.describe_answer(address, http::ask(address));
     }
     status.right = status.lines.iter().all(|line| line.right);
-    Ok(status)
+    status
 }
 
+/// One look with connections of its own.
 fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
     look(
         &mut Netlink::open()?,
@@ -111,10 +131,10 @@ fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
 
 /// What the agent would change now.
 fn pending(config: &Config) -> anyhow::Result<Pending> {
-    let mut registry = Registry::new(&config.nodes_file);
-    registry.look();
+    let registry = Registry::read(&config.registry)?;
     let Some(cluster) = registry.cluster() else {
-        anyhow::bail!("{}", registry.problem().unwrap_or_default());
+        let problems: Vec<_> = registry.problems().collect();
+        anyhow::bail!("{}", problems.join("\n"));
     };
     let Plan { changes, refusals } = look_once(config, cluster)?.plan;
     let refused = registry.refusals().iter().chain(&refusals);
@@ -157,7 +177,8 @@ impl Status {
             self.right(describe_bridge(desired, observed));
         }
         for tunnel in &desired.tunnels {
-            if !changes.iter().any(|change| change.is_about(&tunnel.name)) {
+            let is_about = |change: &Change| matches!(change, Change::Vxlan { link, .. } if *link == tunnel.name);
+            if !changes.iter().any(is_about) {
                 self.right(describe_tunnel(tunnel));
             }
         }
@@ -282,35 +303,13 @@ fn describe_tunnel(tunnel: &Tunnel) -> String {
 
 fn describe_change(change: &Change, observed: &Observed) -> String {
     match change {
-        Change::SetSysctl(wanted) => {
-            let seen = observed
-                .sysctls
-                .get(&wanted.key)
-                .map_or("missing", String::as_str);
-            format!("sysctl {} is {seen}, not {}", wanted.key, wanted.value)
-        }
+        Change::SetSysctl(wanted) => describe_sysctl(wanted, observed),
         Change::AddBridge { name, .. } => format!("bridge {name} is missing"),
         Change::SetBridge { name, change } => format!("bridge {name} is not{change}"),
         Change::AddAddress { link, net } => format!("bridge {link} lacks the gateway {net}"),
         Change::RemoveAddress { link, net } => format!("bridge {link} has the stale gateway {net}"),
-        Change::AddVxlan(link) => format!("vxlan device {} is missing", link.name),
-        Change::ReplaceVxlan(link) => format!("vxlan device {} is another", link.name),
-        Change::SetVxlan { name, change } => format!("vxlan device {name} is not{change}"),
-        Change::RemoveVxlan { name } => format!("vxlan device {name} is left over"),
-        Change::SetFdbEntry { link, entry } => format!(
-            "vxlan device {link} does not know that {} is behind {}",
-            entry.mac, entry.remote
-        ),
-        Change::RemoveFdbEntry { link, entry } => format!(
-            "vxlan device {link} has the stale entry {} behind {}",
-            entry.mac, entry.remote
-        ),
-        Change::SetNeighbour { link, neighbour } => format!(
-            "vxlan device {link} does not know that {} is {}",
-            neighbour.ip, neighbour.mac
-        ),
-        Change::RemoveNeighbour { link, ip } => {
-            format!("vxlan device {link} has the stale neighbour {ip}")
+        Change::Vxlan { link, step } => {
+            format!("vxlan device {link} {}", describe_step(step, observed))
         }
         Change::AddRoute(route) => format!("route {route} is missing"),
         Change::ReplaceRoute(route) => format!("route {route} leads elsewhere"),
@@ -323,5 +322,34 @@ fn describe_change(change: &Change, observed: &Observed) -> String {
         Change::WriteConflist { path, .. } => {
             format!("conflist {} is missing or outdated", path.display())
         }
+    }
+}
+
+fn describe_sysctl(wanted: &Sysctl, observed: &Observed) -> String {
+    let seen = observed.sysctls.get(&wanted.key);
+    let seen = seen.map_or("missing", String::as_str);
+    format!("sysctl {} is {seen}, not {}", wanted.key, wanted.value)
+}
+
+/// What is wrong about a VXLAN device, behind its name.
+fn describe_step(step: &VxlanStep, observed: &Observed) -> String {
+    match step {
+        VxlanStep::Make(_) => "is missing".to_owned(),
+        VxlanStep::Remake(_) => "is another".to_owned(),
+        VxlanStep::Correct(change) => format!("is not{change}"),
+        VxlanStep::Remove => "is left over".to_owned(),
+        VxlanStep::SetSysctl(wanted) => format!("has {}", describe_sysctl(wanted, observed)),
+        VxlanStep::AddAddress(net) => format!("lacks its address {net}"),
+        VxlanStep::RemoveAddress(net) => format!("has the stale address {net}"),
+        VxlanStep::SetEntry(FdbEntry { mac, remote }) => {
+            format!("does not know that {mac} is behind {remote}")
+        }
+        VxlanStep::RemoveEntry(FdbEntry { mac, remote }) => {
+            format!("has the stale entry {mac} behind {remote}")
+        }
+        VxlanStep::SetNeighbour(Neighbour { ip, mac }) => {
+            format!("does not know that {ip} is {mac}")
+        }
+        VxlanStep::RemoveNeighbour(ip) => format!("has the stale neighbour {ip}"),
     }
 }

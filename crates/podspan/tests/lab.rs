@@ -13,17 +13,19 @@
 
 #[path = "lab/harness.rs"]
 mod harness;
+#[path = "lab/vxlan.rs"]
+mod vxlan;
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use harness::{Lab, Machine, outcomes, wait_until};
+use harness::{Lab, Machine, Pings, outcomes, wait_until};
 
 #[test]
 fn every_promise_holds_with_direct_routing() {
     let lab = Lab::up("direct", &["--nodes", "3", "--pods", "2"]);
     let rows = lab.check();
-    assert_eq!(rows.len(), 12);
+    assert_eq!(rows.len(), 13);
     assert!(rows.iter().all(|row| row.outcome == "PASS"), "{rows:#?}");
     let status = lab.json(&["status"]);
     let node = &status["machines"][1];
@@ -53,6 +55,43 @@ fn every_promise_holds_through_a_router() {
         .map(|machine| machine["routes"].as_array().unwrap().len())
         .collect();
     assert_eq!(routes, [2, 2, 2, 2, 8]);
+}
+
+#[test]
+fn the_doctor_finds_nothing_on_healthy_machines_and_a_node_that_is_cut_off_on_the_others() {
+    let findings = |lab: &Lab, machine: &str| -> Vec<String> {
+        let role = if machine == "router" {
+            "router"
+        } else {
+            "node"
+        };
+        // Its exit status, which says the same, is not the lab's to judge here.
+        let script = format!("podspan doctor -o json --role {role} || true");
+        let report: serde_json::Value = serde_json::from_str(&lab.sh(machine, &script)).unwrap();
+        let all = report["findings"].as_array().unwrap().iter();
+        let ill = all.filter(|finding| finding["level"] != "right");
+        ill.map(|finding| finding["what"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let tunnelled = Lab::up("doctor-vxlan", &["--nodes", "2", "--routing", "vxlan"]);
+    let strict = "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter";
+    for machine in ["node1", "node2"] {
+        tunnelled.sh(machine, strict);
+        assert_eq!(findings(&tunnelled, machine), [""; 0], "{machine}");
+    }
+    drop(tunnelled);
+    let lab = Lab::up(
+        "doctor",
+        &["--nodes", "3", "--pods", "1", "--routing", "router"],
+    );
+    for machine in ["node1", "node2", "node3", "router"] {
+        assert_eq!(findings(&lab, machine), [""; 0], "{machine}");
+    }
+    lab.sh("node2", "ip link set eth0 down");
+    let cut_off = findings(&lab, "node1");
+    assert_eq!(cut_off.len(), 2, "{cut_off:#?}");
+    let of_node2 = |what: &String| what.starts_with("peer node2 (") && what.contains("not answer");
+    assert!(cut_off.iter().all(of_node2), "{cut_off:#?}");
 }
 
 #[test]
@@ -258,41 +297,9 @@ fn a_lab_that_cannot_be_built_leaves_nothing_and_says_why() {
 #[test]
 fn killing_agents_loses_no_packet() {
     let lab = Lab::up("pings", &["--nodes", "2", "--pods", "1"]);
-    let ping = |to: &str| {
-        let arguments = [
-            "exec",
-            "node1/pod1",
-            "--",
-            "ping",
-            "-q",
-            "-i",
-            "0.01",
-            "-c",
-            "300",
-            to,
-        ];
-        lab.podspan(&arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
-    };
-    // The first packets wait for neighbours to be found.
-    let pings = [ping("10.244.2.2"), ping("fd00:10:244:2::2")];
-    for node in ["node1", "node2", "node1"] {
-        let old = lab.sh(node, "cat /run/podspan/agent.pid");
-        lab.sh(node, "kill -KILL $(cat /run/podspan/agent.pid)");
-        wait_until("another agent", || {
-            lab.sh(node, "cat /run/podspan/agent.pid") != old
-        });
-    }
-    for ping in pings {
-        let output = ping.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            text.contains("300 packets transmitted, 300 received"),
-            "{text}"
-        );
-    }
+    let pings = Pings::start(&lab, 300);
+    pings.while_agents_are_killed(&["node1", "node2", "node1"]);
+    pings.lost_none();
     lab.succeed(&["check"]);
 }
 
@@ -366,13 +373,17 @@ fn an_ordinary_user_has_labs_too() {
 
 #[test]
 fn the_commands_that_are_shown_build_the_same_network() {
-    let lab = Lab::new("by-hand");
-    let shown = lab.succeed(&["up", "-v", "--nodes", "2", "--pods", "1"]);
-    let commands: Vec<_> = shown
-        .lines()
-        .map(str::trim)
-        .filter(|line| line.starts_with("ip "))
-        .collect();
+    for routing in ["direct", "auto"] {
+        build_by_hand(routing);
+    }
+}
+
+fn build_by_hand(routing: &str) {
+    let lab = Lab::new(&format!("by-hand-{routing}"));
+    let up = ["up", "-v", "--nodes", "2", "--pods", "1", "--routing"];
+    let shown = lab.succeed(&[&up[..], &[routing]].concat());
+    let is_command = |line: &&str| line.starts_with("ip ") || line.starts_with("bridge ");
+    let commands: Vec<_> = shown.lines().map(str::trim).filter(is_command).collect();
     assert!(commands.len() > 30, "{shown}");
     let script = format!(
         "set -e\nmount -t tmpfs tmpfs /run\nmkdir /run/netns\n{}\n\

@@ -11,10 +11,12 @@ use super::batch::Batch;
 use super::chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, attribute};
 use super::element::{UDATA_COMMENT, read_user_data};
 use super::rule::{EXPR_DATA, EXPR_NAME};
+use super::value::Type;
 use super::{Family, Nft, message};
 use crate::error::Result;
+use crate::names::IfName;
 use crate::netlink::{Refusal, u32_at};
-use crate::nfnetlink::encode::{Attributes, Header};
+use crate::nfnetlink::encode::{Attributes, DATA_VALUE, Header};
 
 /// How often others may come between a look and its change.
 const SETTLE_TRIES: usize = 100;
@@ -28,6 +30,12 @@ pub struct ListedRule {
     pub comment: Option<String>,
     /// Its verdict, where it has one of its own.
     pub verdict: Option<Verdict>,
+    /// It drops or rejects the packets that it matches.
+    pub refuses: bool,
+    /// It asks nothing of a packet, and so is for all of them.
+    pub is_for_all: bool,
+    /// The names of interfaces that it asks for.
+    pub links: Vec<IfName>,
 }
 
 /// A chain as the kernel has it.
@@ -230,7 +238,36 @@ fn read_rule(rule: Attributes<'_>) -> Option<ListedRule> {
         handle: u64::from_be_bytes(handle.try_into().ok()?),
         comment: own.or_else(|| expressions().find_map(read_comment_match)),
         verdict: expressions().find_map(read_verdict),
+        refuses: expressions().any(refuses),
+        is_for_all: !expressions().any(asks),
+        links: expressions().filter_map(read_link_name).collect(),
     })
+}
+
+/// True for what ends a packet: `drop`, `reject`, and `REJECT` as `iptables-nft` writes it for some protocols.
+fn refuses(expression: Attributes<'_>) -> bool {
+    let target = data_of(expression, "target").and_then(|data| data.find(1)); // NFTA_TARGET_NAME
+    read_verdict(expression) == Some(Verdict::Drop)
+        || data_of(expression, "reject").is_some()
+        || target.is_some_and(|name| text(name) == "REJECT")
+}
+
+/// True for what asks something of a packet, as far as it is known not to.
+fn asks(expression: Attributes<'_>) -> bool {
+    let name = expression.find(EXPR_NAME).map(text).unwrap_or_default();
+    let silent = ["counter", "log", "immediate", "reject", "target"];
+    !silent.contains(&name.as_str()) && read_comment_match(expression).is_none()
+}
+
+/// The name that `iifname` or `oifname` is compared with; none for the begin of one, and for other comparisons.
+fn read_link_name(expression: Attributes<'_>) -> Option<IfName> {
+    let data = data_of(expression, "cmp")?;
+    let is_equal = u32_at(data.find(2)?, 0)? == 0; // NFTA_CMP_OP: NFT_CMP_EQ
+    let value = data.inside(3)?.find(DATA_VALUE)?; // NFTA_CMP_DATA
+    // `iptables-nft` compares up to the NUL alone.
+    let is_name = is_equal && value.len() <= Type::IfName.length() && value.last() == Some(&0);
+    let name = value.split(|byte| *byte == 0).next().filter(|_| is_name)?;
+    std::str::from_utf8(name).ok()?.parse().ok()
 }
 
 /// The data of an expression of that name.

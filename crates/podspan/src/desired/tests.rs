@@ -1,9 +1,9 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{Operation, VxlanRole};
+use crate::config::{Operation, RegistryConfig, VxlanRole};
 use crate::log::Format;
-use crate::registry;
+use crate::registry::nodes_file;
 
 const NODES: &str = r#"
     [[nodes]]
@@ -21,7 +21,9 @@ const NODES: &str = r#"
 "#;
 
 fn cluster(content: &str) -> Cluster {
-    registry::parse(Path::new("nodes.toml"), content).unwrap().0
+    nodes_file::parse(Path::new("nodes.toml"), content)
+        .unwrap()
+        .0
 }
 
 fn node1(routing: Routing) -> Config {
@@ -41,8 +43,7 @@ fn node1(routing: Routing) -> Config {
         data_dir: crate::config::DATA_DIR.into(),
         masquerade: true,
         non_masquerade_cidrs: Vec::new(),
-        bridge_netfilter: None,
-        probe: true,
+        bridge_netfilter: false,
     };
     config(Role::Node(role))
 }
@@ -50,12 +51,13 @@ fn node1(routing: Routing) -> Config {
 fn config(role: Role) -> Config {
     Config {
         file: "agent.toml".into(),
-        nodes_file: "nodes.toml".into(),
         proc_sys: crate::config::PROC_SYS.into(),
+        registry: RegistryConfig::File("nodes.toml".into()),
         role,
         operation: Operation {
             listen: None,
             log: Format::Text,
+            probe: true,
         },
     }
 }
@@ -356,6 +358,14 @@ fn vxlan_is_one_device_over_ipv4_with_all_peers_behind_it() {
         tunnel.vxlan.to_string(),
         "id 112 dstport 8472 local 192.168.1.11 nolearning"
     );
+    assert_eq!(tunnel.address, Some("10.244.1.0/32".parse().unwrap()));
+    let sysctls: Vec<_> = tunnel.sysctls.iter().map(ToString::to_string).collect();
+    let expected = [
+        "4.conf.podspan-vxlan4.rp_filter=2",
+        "6.conf.podspan-vxlan4.disable_ipv6=0",
+        "6.conf.podspan-vxlan4.accept_ra=0",
+    ];
+    assert_eq!(sysctls, expected.map(|key| format!("net.ipv{key}")));
     let routes: Vec<_> = tunnel.routes.iter().map(ToString::to_string).collect();
     let expected = [
         "10.244.2.0/24 via 10.244.2.0 onlink src 10.244.1.1 proto 112",

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use podspan_kernel::{
     FdbEntry, IfName, Mac, Neighbour, Prefix, Route, RouteOptions, RouteProtocol, Vxlan,
 };
@@ -32,6 +33,10 @@ pub struct Tunnel {
     pub mtu: u32,
     /// Its own kernel parameters.
     pub sysctls: Vec<Sysctl>,
+    /// Its address, where this node has pods with IPv4 addresses: that of its next hop, for the other nodes. Of a device
+    /// without any, strict and loose checks of the reverse path alike drop what would be answered another way
+    /// (`no_addr` in `__fib_validate_source`, net/ipv4/fib_frontend.c).
+    pub address: Option<IpNet>,
     /// Which node is behind which MAC address, sorted.
     pub fdb: Vec<FdbEntry>,
     /// Which next hop is behind which MAC address, sorted.
@@ -94,7 +99,8 @@ impl Draft<'_> {
                 },
                 mac: vtep(own)?,
                 mtu: role.mtu.map_or(room, |mtu| mtu.min(room)),
-                sysctls: sysctls(name),
+                sysctls: sysctls(name, own),
+                address: address(own),
                 fdb: Vec::new(),
                 neighbours: Vec::new(),
                 routes: Vec::new(),
@@ -211,6 +217,12 @@ fn vtep(node: &Node) -> Option<Mac> {
     Some(Mac::of_ip(first.addr()))
 }
 
+/// The IPv4 address by which other nodes name this one as a next hop.
+fn address(own: &Node) -> Option<IpNet> {
+    let first = own.pod_cidrs.iter().find(|cidr| cidr.is_ipv4())?;
+    IpNet::new(first.addr(), 32).ok()
+}
+
 /// Writes down where the node is, once, and gives the next hop to its pods of that family.
 fn add_peer(
     tunnels: &mut Tunnels,
@@ -262,12 +274,19 @@ fn route(dst: Prefix, next_hop: IpAddr, source: Option<IpAddr>) -> Route {
 
 /// The device takes what other nodes send by it, also when this node would answer another way: while the nodes change
 /// from one routing to another, one after the other, both ways are right. The larger of `all` and this counts, and 2 is
-/// *loose* (ip-sysctl.rst, `rp_filter`).
-fn sysctls(name: &IfName) -> Vec<Sysctl> {
-    vec![Sysctl {
-        key: format!("net/ipv4/conf/{name}/rp_filter"),
-        value: "2",
-    }]
+/// *loose* (ip-sysctl.rst, `rp_filter`). For pods with IPv6 addresses it speaks IPv6, and no other node becomes the default
+/// router by it.
+fn sysctls(name: &IfName, own: &Node) -> Vec<Sysctl> {
+    let sysctl = |family: &str, key: &str, value| Sysctl {
+        key: format!("net/{family}/conf/{name}/{key}"),
+        value,
+    };
+    let mut sysctls = vec![sysctl("ipv4", "rp_filter", "2")];
+    if own.pod_cidrs.iter().any(|cidr| !cidr.is_ipv4()) {
+        sysctls.push(sysctl("ipv6", "disable_ipv6", "0"));
+        sysctls.push(sysctl("ipv6", "accept_ra", "0"));
+    }
+    sysctls
 }
 
 /// What encapsulation takes of the uplink's MTU, for all pods of the node: also of those that talk with near ones only, so

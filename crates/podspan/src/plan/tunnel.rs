@@ -2,25 +2,119 @@
 //! no more, what is left over. On a device of ours everything is ours.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
-use podspan_kernel::{IfName, LinkChange, Mac, Route};
+use ipnet::IpNet;
+use podspan_kernel::{FdbEntry, IfName, LinkChange, Mac, Neighbour, Route, Vxlan};
 
-use super::{Change, Draft, VxlanLink, Wanted};
-use crate::desired::{Tunnel, VXLAN_ALIAS};
+use super::{Change, Draft, Wanted};
+use crate::desired::{Sysctl, Tunnel, VXLAN_ALIAS};
 use crate::observe::ObservedTunnel;
 use crate::refusal::Key;
+
+/// A change of a VXLAN device, or of what is written down on it.
+#[derive(Debug, Clone)]
+pub enum VxlanStep {
+    /// Make it.
+    Make(NewVxlan),
+    /// Make it in the place of ours with the same name, which is another.
+    Remake(NewVxlan),
+    /// Correct it.
+    Correct(LinkChange<'static>),
+    /// Remove it.
+    Remove,
+    /// Set a kernel parameter of it.
+    SetSysctl(Sysctl),
+    /// Give it its address.
+    AddAddress(IpNet),
+    /// Take an address from it that is not its own.
+    RemoveAddress(IpNet),
+    /// Write down which node a MAC address is behind.
+    SetEntry(FdbEntry),
+    /// Forget it.
+    RemoveEntry(FdbEntry),
+    /// Write down which MAC address a next hop is behind.
+    SetNeighbour(Neighbour),
+    /// Forget it.
+    RemoveNeighbour(IpAddr),
+}
+
+/// A VXLAN device to be made.
+#[derive(Debug, Clone)]
+pub struct NewVxlan {
+    /// What it is.
+    pub vxlan: Vxlan,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+impl VxlanStep {
+    /// What it does, in a word for metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Make(_) => "add_vxlan",
+            Self::Remake(_) => "replace_vxlan",
+            Self::Correct(_) | Self::SetSysctl(_) => "set_vxlan",
+            Self::Remove => "remove_vxlan",
+            Self::AddAddress(_) => "add_vxlan_address",
+            Self::RemoveAddress(_) => "remove_vxlan_address",
+            Self::SetEntry(_) => "set_fdb_entry",
+            Self::RemoveEntry(_) => "remove_fdb_entry",
+            Self::SetNeighbour(_) => "set_neighbour",
+            Self::RemoveNeighbour(_) => "remove_neighbour",
+        }
+    }
+
+    /// As the command that a person would type.
+    pub(super) fn fmt(&self, f: &mut fmt::Formatter<'_>, link: &IfName) -> fmt::Result {
+        match self {
+            Self::Make(new) => write!(f, "ip link add {link} {new}"),
+            Self::Remake(new) => write!(f, "ip link del {link} && ip link add {link} {new}"),
+            Self::Correct(change) => write!(f, "ip link set {link}{change}"),
+            Self::Remove => write!(f, "ip link del {link}"),
+            Self::SetSysctl(sysctl) => write!(f, "sysctl -w {sysctl}"),
+            Self::AddAddress(net) => write!(f, "ip address add {net} dev {link}"),
+            Self::RemoveAddress(net) => write!(f, "ip address del {net} dev {link}"),
+            Self::SetEntry(FdbEntry { mac, remote }) => {
+                write!(
+                    f,
+                    "bridge fdb replace {mac} dev {link} dst {remote} self permanent"
+                )
+            }
+            Self::RemoveEntry(FdbEntry { mac, remote }) => {
+                write!(f, "bridge fdb del {mac} dev {link} dst {remote} self")
+            }
+            Self::SetNeighbour(Neighbour { ip, mac }) => {
+                write!(
+                    f,
+                    "ip neigh replace {ip} lladdr {mac} dev {link} nud permanent"
+                )
+            }
+            Self::RemoveNeighbour(ip) => write!(f, "ip neigh del {ip} dev {link}"),
+        }
+    }
+}
+
+impl fmt::Display for NewVxlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vxlan, mac, mtu } = self;
+        write!(f, "address {mac} mtu {mtu} type vxlan {vxlan}")
+    }
+}
 
 impl<'a> Draft<'a> {
     /// Makes the devices right, and writes down what is behind them.
     pub(super) fn tunnels(&mut self) {
         for tunnel in &self.desired.tunnels {
             match self.seen(&tunnel.name) {
-                None => self.new_tunnel(tunnel, Change::AddVxlan),
+                None => self.new_tunnel(tunnel, VxlanStep::Make),
                 Some(seen) if !seen.is_ours(Some(tunnel.mac)) => self.refuse_tunnel(tunnel, seen),
                 Some(seen) if seen.vxlan != Some(tunnel.vxlan) => {
                     self.gone.push(seen.index);
-                    self.new_tunnel(tunnel, Change::ReplaceVxlan);
+                    self.new_tunnel(tunnel, VxlanStep::Remake);
                 }
                 Some(seen) => self.correct_tunnel(tunnel, seen),
             }
@@ -31,30 +125,45 @@ impl<'a> Draft<'a> {
         self.observed.tunnels.iter().find(|seen| seen.name == *name)
     }
 
-    fn new_tunnel(&mut self, tunnel: &Tunnel, make: impl Fn(VxlanLink) -> Change) {
-        self.push(make(VxlanLink {
-            name: tunnel.name.clone(),
+    fn step(&mut self, tunnel: &Tunnel, step: VxlanStep) {
+        let link = tunnel.name.clone();
+        self.push(Change::Vxlan { link, step });
+    }
+
+    fn new_tunnel(&mut self, tunnel: &Tunnel, make: impl Fn(NewVxlan) -> VxlanStep) {
+        let new = NewVxlan {
             vxlan: tunnel.vxlan,
             mac: tunnel.mac,
             mtu: tunnel.mtu,
-        }));
+        };
+        self.step(tunnel, make(new));
         // One after the other: set up first, it would have a link-local address.
-        for change in [
-            LinkChange {
-                alias: Some(VXLAN_ALIAS),
-                no_link_local: true,
-                ..LinkChange::default()
-            },
-            LinkChange {
-                up: true,
-                ..LinkChange::default()
-            },
-        ] {
-            let name = tunnel.name.clone();
-            self.push(Change::SetVxlan { name, change });
-        }
-        self.sysctls(&tunnel.sysctls);
+        let marked = LinkChange {
+            alias: Some(VXLAN_ALIAS),
+            no_link_local: true,
+            ..LinkChange::default()
+        };
+        let up = LinkChange {
+            up: true,
+            ..LinkChange::default()
+        };
+        self.step(tunnel, VxlanStep::Correct(marked));
+        self.step(tunnel, VxlanStep::Correct(up));
+        self.settings(tunnel, &[]);
         self.peers(tunnel, None);
+    }
+
+    /// Kernel parameters, and the address.
+    fn settings(&mut self, tunnel: &Tunnel, addresses: &[IpNet]) {
+        for sysctl in &tunnel.sysctls {
+            if self.is_wrong(sysctl) {
+                self.step(tunnel, VxlanStep::SetSysctl(sysctl.clone()));
+            }
+        }
+        let missing = tunnel.address.filter(|own| !addresses.contains(own));
+        if let Some(own) = missing {
+            self.step(tunnel, VxlanStep::AddAddress(own));
+        }
     }
 
     fn refuse_tunnel(&mut self, tunnel: &'a Tunnel, seen: &ObservedTunnel) {
@@ -81,10 +190,9 @@ impl<'a> Draft<'a> {
             ..LinkChange::default()
         };
         if change.up || !marked || change.mtu.is_some() || change.mac.is_some() {
-            let name = tunnel.name.clone();
-            self.push(Change::SetVxlan { name, change });
+            self.step(tunnel, VxlanStep::Correct(change));
         }
-        self.sysctls(&tunnel.sysctls);
+        self.settings(tunnel, &seen.addresses);
         self.peers(tunnel, Some(seen).filter(|_| change.mac.is_none()));
     }
 
@@ -93,13 +201,11 @@ impl<'a> Draft<'a> {
         let fdb: BTreeSet<_> = seen.iter().flat_map(|seen| &seen.fdb).collect();
         let neighbours: BTreeSet<_> = seen.iter().flat_map(|seen| &seen.neighbours).collect();
         for entry in tunnel.fdb.iter().filter(|entry| !fdb.contains(entry)) {
-            let (link, entry) = (tunnel.name.clone(), *entry);
-            self.push(Change::SetFdbEntry { link, entry });
+            self.step(tunnel, VxlanStep::SetEntry(*entry));
         }
         let missing = tunnel.neighbours.iter().filter(|n| !neighbours.contains(n));
         for neighbour in missing {
-            let (link, neighbour) = (tunnel.name.clone(), *neighbour);
-            self.push(Change::SetNeighbour { link, neighbour });
+            self.step(tunnel, VxlanStep::SetNeighbour(*neighbour));
         }
     }
 
@@ -154,10 +260,10 @@ impl<'a> Draft<'a> {
             match wanted {
                 Some(wanted) => self.stale_peers(wanted, seen),
                 None if kept_hops.any(|(link, _)| link == Some(seen.index)) => {}
-                None => {
-                    let name = seen.name.clone();
-                    self.removals.push(Change::RemoveVxlan { name });
-                }
+                None => self.removals.push(Change::Vxlan {
+                    link: seen.name.clone(),
+                    step: VxlanStep::Remove,
+                }),
             }
         }
     }
@@ -175,15 +281,21 @@ impl<'a> Draft<'a> {
             if self.kept_hops.contains(&(Some(seen.index), neighbour.ip)) {
                 macs.insert(neighbour.mac);
             } else if !next_hops.contains(&neighbour.ip) {
-                let (link, ip) = (seen.name.clone(), neighbour.ip);
-                stale.push(Change::RemoveNeighbour { link, ip });
+                stale.push(VxlanStep::RemoveNeighbour(neighbour.ip));
             }
         }
         let entries = seen.fdb.iter().filter(|entry| !macs.contains(&entry.mac));
-        stale.extend(entries.map(|entry| Change::RemoveFdbEntry {
-            link: seen.name.clone(),
-            entry: *entry,
-        }));
-        self.removals.extend(stale);
+        stale.extend(entries.copied().map(VxlanStep::RemoveEntry));
+        let others = seen
+            .addresses
+            .iter()
+            .filter(|net| Some(**net) != wanted.address);
+        stale.extend(others.copied().map(VxlanStep::RemoveAddress));
+        let link = &seen.name;
+        self.removals
+            .extend(stale.into_iter().map(|step| Change::Vxlan {
+                link: link.clone(),
+                step,
+            }));
     }
 }

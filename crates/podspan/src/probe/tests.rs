@@ -1,9 +1,10 @@
 use std::path::Path;
 
+use super::told::Way;
 use super::*;
 use crate::config::Routing;
 use crate::desired::{Subnet, Underlay, desired};
-use crate::registry;
+use crate::registry::nodes_file;
 
 fn config(routing: Routing) -> Config {
     let content = "mtu = 1400\nlisten = 'off'";
@@ -29,7 +30,7 @@ fn targets_of(config: &Config) -> Targets {
         addresses = ["172.16.0.3"]
         pod_cidrs = ["10.244.3.0/24"]
     "#;
-    let (cluster, _) = registry::parse(Path::new("nodes.toml"), nodes).unwrap();
+    let (cluster, _) = nodes_file::parse(Path::new("nodes.toml"), nodes).unwrap();
     let subnet = |net: &str| Subnet {
         net: net.parse().unwrap(),
         link: 2,
@@ -67,6 +68,13 @@ fn every_pod_cidr_that_there_is_a_route_for_is_tested_from_the_gateway_of_its_fa
     assert_eq!(ways(&direct), expected);
     assert_eq!(direct.mtu, Some(1400));
     assert_eq!(direct.peers[0].address, Some([192, 168, 1, 12].into()));
+    // Through a tunnel to where no segment leads.
+    let expected = [
+        expected.as_slice(),
+        &["10.244.1.1 -> elsewhere (10.244.3.1)"],
+    ]
+    .concat();
+    assert_eq!(ways(&targets_of(&config(Routing::Auto))), expected);
     let router = Routing::Router {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         routers: vec![[192, 168, 1, 1].into()],
@@ -81,9 +89,7 @@ fn every_pod_cidr_that_there_is_a_route_for_is_tested_from_the_gateway_of_its_fa
 #[test]
 fn where_it_is_switched_off_nothing_is_tested_nor_answered() {
     let mut config = config(Routing::Direct);
-    if let Role::Node(role) = &mut config.role {
-        role.probe = false;
-    }
+    config.operation.probe = false;
     assert_eq!(targets_of(&config), Targets::default());
 }
 
@@ -106,13 +112,13 @@ fn what_fails_is_told_with_what_mends_it_and_many_together() {
     let plain = describe(&peer(2), Failure::Silent, None);
     assert!(!plain.contains("ethtool"), "{plain}");
 
-    let failing = |count: u8| -> watch::Failing {
-        (1..=count)
-            .map(|n| (Arc::new(peer(n)), (Failure::Silent, None)))
-            .collect()
+    let failing = |count: u8| -> Failing {
+        let peers = (1..=count).map(|n| (Arc::new(peer(n)), Failure::Silent));
+        peers.collect()
     };
-    assert_eq!(told::problems(failing(10).iter()).len(), 10);
-    let many = told::problems(failing(200).iter());
-    assert_eq!(many, told::problems(failing(11).iter()));
-    assert_eq!(many.len(), 1);
+    let problems = |count| told::problems(&failing(count), |_| Some(way.clone()));
+    assert_eq!(problems(10).len(), 10);
+    assert!(problems(10).iter().all(|line| line.contains("ethtool")));
+    assert_eq!(problems(11).len(), 1);
+    assert_eq!(problems(11), problems(200));
 }

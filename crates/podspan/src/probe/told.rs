@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use podspan_kernel::{Netlink, Result};
 
-use super::{Direction, Failure, PORT, Peer};
+use super::{Direction, Failing, Failure, PORT, Peer};
 
 /// More are told together.
 const ONE_BY_ONE: usize = 10;
@@ -74,25 +73,23 @@ pub fn describe(peer: &Peer, failure: Failure, way: Option<&Way>) -> String {
     }
 }
 
-/// The lines about all that fail. Many are not told one by one, and then not by their number either, which would be another
-/// line for each that comes or goes.
-pub fn problems<'a>(
-    failing: impl ExactSizeIterator<Item = (&'a Arc<Peer>, &'a (Failure, Option<Way>))>,
-) -> BTreeSet<String> {
-    let all = failing.len();
-    failing
-        .map(|(peer, (failure, way))| {
-            if all <= ONE_BY_ONE {
-                return describe(peer, *failure, way.as_ref());
-            }
-            let what = match failure {
-                Failure::NoRoute | Failure::Silent => "are not reached or do not answer",
-                Failure::TooLarge { .. } => "lose large packets",
-                Failure::PathMtu { .. } => "take no packets as large as pods send",
-            };
-            format!(
-                "of more than {ONE_BY_ONE} failing peers some {what}; podspan doctor names them"
-            )
-        })
-        .collect()
+/// The lines about all that fail; `way` is asked about those that are told one by one. Many are not, and then not by their
+/// number either, which would be another line for each that comes or goes.
+pub fn problems(failing: &Failing, mut way: impl FnMut(IpAddr) -> Option<Way>) -> BTreeSet<String> {
+    if failing.len() <= ONE_BY_ONE {
+        let lines = failing.iter();
+        return lines
+            .map(|(peer, failure)| describe(peer, *failure, way(peer.gateway).as_ref()))
+            .collect();
+    }
+    let kind = |failure: &Failure| match failure {
+        Failure::NoRoute | Failure::Silent => "are not reached or do not answer",
+        Failure::TooLarge { .. } => "lose large packets",
+        Failure::PathMtu { .. } => "take no packets as large as pods send",
+    };
+    let kinds: BTreeSet<&str> = failing.values().map(kind).collect();
+    let line = |kind| {
+        format!("of more than {ONE_BY_ONE} failing peers some {kind}; podspan doctor names them")
+    };
+    kinds.into_iter().map(line).collect()
 }

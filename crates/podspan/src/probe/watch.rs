@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::schedule::{Schedule, Turn};
 use super::told::{problems, way};
-use super::{COMPANY, Failure, Outcome, Peer, Targets, Way, answer, test};
+use super::{COMPANY, Failure, Outcome, Peer, Targets, answer, test};
 use crate::board::{Board, Probed};
 use crate::metrics::OutcomeLabel;
 
@@ -20,8 +20,10 @@ use crate::metrics::OutcomeLabel;
 /// those of five seconds ago before its table is full (`gc_thresh3`): so no more than some hundred at a time.
 const PACE: Duration = Duration::from_millis(40);
 
-/// What fails, and where its packets leave this node.
-pub type Failing = BTreeMap<Arc<Peer>, (Failure, Option<Way>)>;
+/// What fails, and why.
+pub type Failing = BTreeMap<Arc<Peer>, Failure>;
+/// So many of them are told to whoever asks.
+const NAMED: usize = 100;
 
 /// Tests and answers until the end of the process; `news` is called when there is something new to tell.
 pub async fn run(board: Arc<Board>, news: impl Fn() + Clone + Send + 'static) {
@@ -150,11 +152,7 @@ impl Tester {
         );
         match turn.after.and_then(Outcome::failure) {
             Some(failure) => {
-                let way = Netlink::open()
-                    .and_then(|mut netlink| way(&mut netlink, turn.peer.gateway))
-                    .ok()
-                    .flatten();
-                self.failing.insert(Arc::clone(&turn.peer), (failure, way));
+                self.failing.insert(Arc::clone(&turn.peer), failure);
                 true
             }
             None => self.failing.remove(&turn.peer).is_some(),
@@ -162,9 +160,13 @@ impl Tester {
     }
 
     fn pin(&self) {
+        let way = |ip| Netlink::open().and_then(|mut netlink| way(&mut netlink, ip));
+        let named = self.failing.iter().take(NAMED);
         self.board.set_probed(Probed {
-            failing: Arc::new(self.failing.clone()),
-            problems: problems(self.failing.iter()),
+            failing: named
+                .map(|(peer, failure)| (Arc::clone(peer), *failure))
+                .collect(),
+            problems: problems(&self.failing, |ip| way(ip).ok().flatten()),
         });
     }
 }

@@ -10,6 +10,7 @@
 )]
 
 mod commands;
+mod doctor;
 mod forwarding;
 mod keeps;
 mod machine;

@@ -170,7 +170,7 @@ impl Machine {
         for (key, value) in more.as_object().into_iter().flatten() {
             conf[key] = value.clone();
         }
-        let mut process = Command::new(plugin_file());
+        let mut process = Command::new(plugins().join("podspan-cni"));
         let environment = [
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", container),
@@ -201,15 +201,15 @@ impl Machine {
     }
 }
 
-/// The plugin that `make build` made.
-fn plugin_file() -> PathBuf {
+/// The directory with the plugin that `make build` made.
+pub fn plugins() -> PathBuf {
     let directory = std::env::var_os("PODSPAN_BIN_DIR").map(PathBuf::from);
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bin");
-    let file = directory.unwrap_or_else(default).join("podspan-cni");
+    let directory = directory.unwrap_or_else(default);
     assert!(
-        file.exists(),
-        "{} is missing: run `make build` first",
-        file.display()
+        directory.join("podspan-cni").exists(),
+        "podspan-cni is missing in {}: run `make build` first",
+        directory.display()
     );
-    file
+    directory
 }

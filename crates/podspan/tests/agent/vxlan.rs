@@ -120,11 +120,9 @@ fn everything_is_programmed_nothing_is_learned_and_a_second_look_changes_nothing
     );
     assert_eq!(machine.ns.ip("link show podspan0")[0]["mtu"], 1450);
     let addresses = machine.ns.ip(&format!("addr show {DEVICE}"));
-    assert_eq!(
-        addresses[0]["addr_info"],
-        Value::Array(vec![]),
-        "no address"
-    );
+    let addresses = addresses[0]["addr_info"].as_array().unwrap();
+    let addresses: Vec<_> = addresses.iter().map(|address| &address["local"]).collect();
+    assert_eq!(addresses, ["10.0.1.0"], "and no link-local one");
     let route = machine.ns.ip("route show 10.0.2.0/24");
     assert_eq!(
         (&route[0]["prefsrc"], &route[0]["flags"][0]),
@@ -174,11 +172,11 @@ fn everything_is_programmed_nothing_is_learned_and_a_second_look_changes_nothing
 #[test]
 fn what_somebody_changes_about_the_device_is_mended() {
     let machine = with_vxlan();
-    let _agent = machine.start("agent");
+    let agent = machine.start("agent");
     until_right(&machine);
     let ip = |command: &str| drop(machine.ns.ip(command));
     let fdb = |command: &str| drop(bridge(command));
-    let faults: [(&str, &dyn Fn()); 12] = [
+    let faults: [(&str, &dyn Fn()); 14] = [
         ("a deleted device", &|| ip("link del podspan-vxlan4")),
         ("a device that is down", &|| {
             ip("link set podspan-vxlan4 down")
@@ -188,9 +186,12 @@ fn what_somebody_changes_about_the_device_is_mended() {
         }),
         ("another MTU", &|| ip("link set podspan-vxlan4 mtu 1500")),
         ("another VNI", &|| {
+            // The agent is as quick as we are.
+            agent.signal("-STOP");
             ip("link del podspan-vxlan4");
             ip("link add podspan-vxlan4 type vxlan id 7 dstport 8472 local 172.16.0.1");
             ip("link set podspan-vxlan4 alias podspan:vxlan");
+            agent.signal("-CONT");
         }),
         ("a device that learns", &|| {
             ip("link set podspan-vxlan4 type vxlan learning");
@@ -211,6 +212,12 @@ fn what_somebody_changes_about_the_device_is_mended() {
             ip(
                 "neigh replace fe80::858:aff:fe00:200 lladdr 02:00:00:00:00:07 dev podspan-vxlan4 nud permanent",
             );
+        }),
+        ("a deleted address", &|| {
+            ip("addr del 10.0.1.0/32 dev podspan-vxlan4")
+        }),
+        ("another address", &|| {
+            ip("addr add 10.0.77.0/32 dev podspan-vxlan4")
         }),
         ("a deleted route", &|| ip("route del 10.0.2.0/24")),
     ];

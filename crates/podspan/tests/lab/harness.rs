@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -141,6 +141,14 @@ impl Lab {
         self.succeed(&["exec", place, "--", "sh", "-ec", script])
     }
 
+    /// Kills the agent of a node, and waits for the one that is started in its place.
+    pub fn restart_agent(&self, node: &str) {
+        let pid = || self.sh(node, "cat /run/podspan/agent.pid");
+        let old = pid();
+        self.sh(node, "kill -KILL $(cat /run/podspan/agent.pid)");
+        wait_until("another agent", || pid() != old);
+    }
+
     pub fn state_file(&self) -> PathBuf {
         let user = rustix::process::geteuid().as_raw();
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
@@ -180,6 +188,47 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // A lab that the test took down itself is down.
         let _ = self.podspan(&["down"]).output();
+    }
+}
+
+/// Pings from the first pod of node1 to that of node2, a hundred a second, in both families.
+pub struct Pings<'a> {
+    lab: &'a Lab,
+    count: u32,
+    processes: [Child; 2],
+}
+
+impl<'a> Pings<'a> {
+    pub fn start(lab: &'a Lab, count: u32) -> Self {
+        let count_text = count.to_string();
+        let ping = |to: &str| {
+            let ping = ["ping", "-q", "-i", "0.01", "-c", &count_text, to];
+            lab.podspan(&[&["exec", "node1/pod1", "--"], &ping[..]].concat())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        // The first packets wait for neighbours to be found.
+        let processes = [ping("10.244.2.2"), ping("fd00:10:244:2::2")];
+        Self {
+            lab,
+            count,
+            processes,
+        }
+    }
+
+    /// Kills the agents of these nodes, one after the other; each is started again.
+    pub fn while_agents_are_killed(&self, nodes: &[&str]) {
+        nodes.iter().for_each(|node| self.lab.restart_agent(node));
+    }
+
+    pub fn lost_none(self) {
+        let expected = format!("{0} packets transmitted, {0} received", self.count);
+        for ping in self.processes {
+            let output = ping.wait_with_output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains(&expected), "{text}");
+        }
     }
 }
 

@@ -164,3 +164,67 @@ fn a_batch_for_a_state_that_has_passed_changes_nothing() {
     let seen = nft.generation().unwrap();
     nft.commit(masquerade().only_at(seen)).unwrap();
 }
+
+#[test]
+fn chains_are_listed_with_their_places_and_rules_with_what_they_ask_and_refuse() {
+    let _ns = TestNs::new();
+    iptables("-P FORWARD DROP");
+    iptables("-A FORWARD -i podspan0 -j ACCEPT");
+    iptables("-A FORWARD -m comment --comment last -j REJECT");
+    iptables("-A FORWARD -p tcp -j REJECT --reject-with tcp-reset");
+    nft(
+        "-f -",
+        "table inet fire {
+            chain f {
+                type filter hook forward priority 10; policy drop;
+                oifname { \"a\", \"b\" } accept
+                iifname \"podspan0\" oifname \"pod*\" counter accept
+                iifname != \"other\" drop
+                counter log reject with icmpx admin-prohibited
+            }
+            chain out { type nat hook postrouting priority 110; }
+            chain plain { }
+        }",
+    );
+    let mut nft = Nft::open().unwrap();
+    let rules = nft.list_rules(FORWARD).unwrap();
+    let told = |rules: &[ListedRule]| -> Vec<(bool, bool, usize)> {
+        let told = rules.iter();
+        told.map(|rule| (rule.refuses, rule.is_for_all, rule.links.len()))
+            .collect()
+    };
+    let expected = [(false, false, 1), (true, true, 0), (true, false, 0)];
+    assert_eq!(told(&rules), expected);
+    assert_eq!(rules[0].links, [name("podspan0")]);
+    let fire = Table {
+        family: Family::Inet,
+        name: "fire",
+    };
+    let rules = nft.list_rules(Chain::plain(fire, "f")).unwrap();
+    let expected = [
+        (false, false, 0),
+        (false, false, 1),
+        (true, false, 0),
+        (true, true, 0),
+    ];
+    assert_eq!(told(&rules), expected);
+
+    let chains = nft.list_chains(Family::Inet).unwrap();
+    let names: Vec<_> = chains.iter().map(|chain| chain.name.as_str()).collect();
+    assert_eq!(names, ["f", "out", "plain"]);
+    let base = chains[0].base.unwrap();
+    assert!(base.stands_as(&Base::filter(Hook::Forward, 10)) && base.policy == Policy::Drop);
+    assert!(!base.stands_as(&Base::filter(Hook::Forward, 0)));
+    let out = nft.find_chain(Chain::plain(fire, "out")).unwrap().unwrap();
+    assert!(
+        out.base
+            .unwrap()
+            .stands_as(&Base::nat(Hook::Postrouting, 110))
+    );
+    assert_eq!((chains[2].base, chains[2].table.as_str()), (None, "fire"));
+    let ip = nft.list_chains(Family::Ip).unwrap();
+    assert_eq!(ip.len(), 1);
+    assert_eq!(ip[0].base.unwrap().policy, Policy::Drop);
+    assert_eq!(nft.list_chains(Family::Ip6).unwrap(), []);
+    assert_eq!(nft.find_chain(PODS).unwrap(), None);
+}

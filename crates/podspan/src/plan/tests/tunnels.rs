@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use podspan_kernel::Vxlan;
+use podspan_kernel::{FdbEntry, Neighbour, Vxlan};
 
 use super::*;
 use crate::desired::{Tunnel, VXLAN_ALIAS};
@@ -25,6 +25,10 @@ fn vxlan() -> Vxlan {
 
 fn vtep(node: u8) -> Mac {
     Mac([0x0a, 0x58, 10, 244, node, 0])
+}
+
+fn address(node: u8) -> IpNet {
+    format!("10.244.{node}.0/32").parse().unwrap()
 }
 
 fn next_hop(node: u8) -> IpAddr {
@@ -70,6 +74,7 @@ fn tunnel(nodes: &BTreeMap<u8, u8>) -> Tunnel {
         mac: vtep(1),
         mtu: 1450,
         sysctls: vec![sysctl("net/ipv4/conf/podspan-vxlan4/rp_filter", "2")],
+        address: Some(address(1)),
         fdb: nodes
             .iter()
             .map(|(node, host)| entry(*node, *host))
@@ -96,16 +101,17 @@ fn both(near: &BTreeSet<Route>, nodes: &BTreeMap<u8, u8>) -> Desired {
     }
 }
 
-fn made(link: &VxlanLink, index: u32) -> ObservedTunnel {
+fn made(new: &NewVxlan, index: u32) -> ObservedTunnel {
     ObservedTunnel {
-        name: link.name.clone(),
+        name: name(),
         index,
         kind: Some("vxlan".to_owned()),
         alias: None,
-        vxlan: Some(link.vxlan),
-        mac: Some(link.mac),
-        mtu: link.mtu,
+        vxlan: Some(new.vxlan),
+        mac: Some(new.mac),
+        mtu: new.mtu,
         up: false,
+        addresses: Vec::new(),
         fdb: Vec::new(),
         neighbours: Vec::new(),
     }
@@ -113,34 +119,37 @@ fn made(link: &VxlanLink, index: u32) -> ObservedTunnel {
 
 /// What the kernel makes of a change that is about a VXLAN device.
 pub fn model(observed: &mut Observed, change: &Change) {
-    let remove = |observed: &mut Observed, name: &IfName| {
-        let there = observed
-            .tunnels
-            .iter()
-            .position(|tunnel| tunnel.name == *name);
-        let index = there.map(|at| observed.tunnels.remove(at).index);
-        observed.routes.retain(|route| route.link != index);
-        index
+    let Change::Vxlan { step, .. } = change else {
+        panic!("{change}: not in the model")
     };
-    match change {
-        Change::AddVxlan(link) => {
+    let remove = |observed: &mut Observed| {
+        let old = observed.tunnels.pop().expect("there is one to remove");
+        observed
+            .routes
+            .retain(|route| route.link != Some(old.index));
+        old.index
+    };
+    match step {
+        VxlanStep::Make(new) => {
             assert!(observed.tunnels.is_empty(), "{change}: exists");
-            observed.tunnels.push(made(link, INDEX));
+            observed.tunnels.push(made(new, INDEX));
         }
-        Change::ReplaceVxlan(link) => {
-            let old = remove(observed, &link.name).expect("there is one to replace");
-            observed.tunnels.push(made(link, old + 1));
+        VxlanStep::Remake(new) => {
+            let old = remove(observed);
+            observed.tunnels.push(made(new, old + 1));
         }
-        Change::RemoveVxlan { name } => {
-            remove(observed, name).expect("there is one to remove");
+        VxlanStep::Remove => drop(remove(observed)),
+        VxlanStep::SetSysctl(sysctl) => {
+            let (key, value) = (sysctl.key.clone(), sysctl.value.to_owned());
+            observed.sysctls.insert(key, value);
         }
-        _ => change_tunnel(&mut observed.tunnels[0], change),
+        step => change_tunnel(&mut observed.tunnels[0], step),
     }
 }
 
-fn change_tunnel(tunnel: &mut ObservedTunnel, change: &Change) {
-    match change {
-        Change::SetVxlan { change, .. } => {
+fn change_tunnel(tunnel: &mut ObservedTunnel, step: &VxlanStep) {
+    match step {
+        VxlanStep::Correct(change) => {
             tunnel.alias = change.alias.map(str::to_owned).or(tunnel.alias.take());
             tunnel.mtu = change.mtu.unwrap_or(tunnel.mtu);
             tunnel.up |= change.up;
@@ -149,24 +158,29 @@ fn change_tunnel(tunnel: &mut ObservedTunnel, change: &Change) {
                 tunnel.neighbours.clear();
             }
         }
-        Change::SetFdbEntry { entry, .. } => {
+        VxlanStep::AddAddress(net) => tunnel.addresses.push(*net),
+        VxlanStep::RemoveAddress(net) => {
+            let at = tunnel.addresses.iter().position(|have| have == net);
+            tunnel.addresses.remove(at.unwrap());
+        }
+        VxlanStep::SetEntry(entry) => {
             tunnel.fdb.retain(|have| have.mac != entry.mac);
             tunnel.fdb.push(*entry);
         }
-        Change::RemoveFdbEntry { entry, .. } => {
+        VxlanStep::RemoveEntry(entry) => {
             let at = tunnel.fdb.iter().position(|have| have == entry);
             tunnel.fdb.remove(at.unwrap());
         }
-        Change::SetNeighbour { neighbour, .. } => {
-            assert!(tunnel.up, "{change} on a device that is down");
+        VxlanStep::SetNeighbour(neighbour) => {
+            assert!(tunnel.up, "{neighbour:?} on a device that is down");
             tunnel.neighbours.retain(|have| have.ip != neighbour.ip);
             tunnel.neighbours.push(*neighbour);
         }
-        Change::RemoveNeighbour { ip, .. } => {
+        VxlanStep::RemoveNeighbour(ip) => {
             let at = tunnel.neighbours.iter().position(|have| have.ip == *ip);
             tunnel.neighbours.remove(at.unwrap());
         }
-        other => panic!("{other}: not in the model"),
+        other => panic!("{other:?}: not about what is on the device"),
     }
 }
 
@@ -196,16 +210,18 @@ prop_compose! {
     /// A device of ours in any state.
     fn any_tunnel()(
         wrong in 0_u8..8,
+        addresses in prop::collection::btree_set(0_u8..4, 0..3),
         entries in prop::collection::btree_map(0_u8..24, 2_u8..9, 0..12),
         neighbours in prop::collection::btree_map(0_u8..24, 0_u8..24, 0..12),
         routes in prop::collection::btree_set(0_u8..20, 0..12),
     ) -> (ObservedTunnel, Vec<Route>) {
-        let mut seen = made(&VxlanLink { name: name(), vxlan: vxlan(), mac: vtep(1), mtu: 1450 }, INDEX);
+        let mut seen = made(&NewVxlan { vxlan: vxlan(), mac: vtep(1), mtu: 1450 }, INDEX);
         seen.up = wrong != 1;
         seen.mtu = if wrong == 2 { 1500 } else { 1450 };
         seen.mac = Some(if wrong == 3 { Mac([2, 0, 0, 0, 0, 3]) } else { vtep(1) });
         seen.vxlan = Some(Vxlan { learning: wrong == 4, vni: if wrong == 5 { 7 } else { 112 }, ..vxlan() });
         seen.alias = Some(VXLAN_ALIAS.to_owned()).filter(|_| wrong != 6);
+        seen.addresses = addresses.into_iter().map(address).collect();
         seen.fdb = entries.into_iter().map(|(node, host)| entry(node, host)).collect();
         let of = |(ip, mac): (u8, u8)| Neighbour { ip: next_hop(ip), mac: vtep(mac) };
         seen.neighbours = neighbours.into_iter().map(of).collect();
@@ -241,6 +257,7 @@ proptest! {
         prop_assert_eq!((ours, through), (usize::from(!nodes.is_empty()), nodes.len()));
         for seen in after.tunnels.iter().filter(|tunnel| tunnel.alias.is_some()) {
             prop_assert!(seen.up && seen.vxlan == Some(vxlan()) && seen.mac == Some(vtep(1)));
+            prop_assert_eq!(&seen.addresses, &[address(1)]);
             prop_assert_eq!((seen.fdb.len(), seen.neighbours.len()), (nodes.len(), nodes.len()));
         }
     }
@@ -275,7 +292,7 @@ proptest! {
             _ => (seen.kind, seen.vxlan) = (Some("bridge".to_owned()), None),
         }
         let plan = plan(&both(&near, &nodes), &Observed { tunnels: vec![seen], ..observed });
-        let about = plan.changes.iter().find(|change| change.is_about(&name()));
+        let about = plan.changes.iter().find(|change| matches!(change, Change::Vxlan { .. }));
         prop_assert!(about.is_none(), "{:?}", about);
         prop_assert_eq!(plan.refusals.len(), usize::from(!nodes.is_empty()));
     }
@@ -295,6 +312,7 @@ fn a_device_is_made_and_filled_before_routes_lead_to_it() {
         "ip link set podspan-vxlan4 alias podspan:vxlan addrgenmode none",
         "ip link set podspan-vxlan4 up",
         "sysctl -w net.ipv4.conf.podspan-vxlan4.rp_filter=2",
+        "ip address add 10.244.1.0/32 dev podspan-vxlan4",
         "bridge fdb replace 0a:58:0a:f4:02:00 dev podspan-vxlan4 dst 192.168.1.12 self permanent",
         "bridge fdb replace 0a:58:0a:f4:03:00 dev podspan-vxlan4 dst 192.168.1.13 self permanent",
         "ip neigh replace 10.244.2.0 lladdr 0a:58:0a:f4:02:00 dev podspan-vxlan4 nud permanent",

@@ -1,0 +1,300 @@
+//! The agent with five thousand Nodes in a real API server: memory, first sync, a change's way into the kernel, CPU, requests.
+//!
+//!     cargo bench --profile dev -p podspan --bench nodes -- --podspan bin/podspan
+//!
+//! As root, after `make kubernetes`. It prints a table; the figures of `docs/benchmarks.md` are from here. The machine is a
+//! network namespace, the Nodes are objects without machines: nothing answers there, so the self-test is off.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a benchmark"
+)]
+
+#[allow(dead_code, reason = "shared with the tests")]
+#[path = "../../tests/agent/machine.rs"]
+mod machine;
+#[allow(dead_code, reason = "shared with the tests")]
+#[path = "../../tests/kubernetes/plane.rs"]
+mod plane;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use machine::Machine;
+use plane::{Plane, address, pod_cidrs};
+
+const NODES: u32 = 5000;
+/// How many Nodes are moved, one after the other.
+const CHANGES: u32 = 200;
+/// A kubelet renews its Node's status every five minutes (`nodeStatusReportFrequency`).
+const RENEWALS_A_SECOND: f64 = NODES as f64 / 300.0;
+/// How long CPU is measured.
+const WATCHED: Duration = Duration::from_secs(120);
+
+fn main() {
+    let mut words = std::env::args().skip_while(|word| word != "--podspan");
+    let podspan = words
+        .nth(1)
+        .map_or(env!("CARGO_BIN_EXE_podspan").into(), PathBuf::from);
+    let machine = Machine::new();
+    machine.ns.ip("link set lo up");
+    let plane = Plane::start("127.0.0.1");
+    plane.configure(&machine, "");
+    plane.create_all("/api/v1/nodes", (1..=NODES).map(node));
+    let bytes = plane.node("node77").to_string().len();
+    println!("{NODES} Nodes of {bytes} bytes as JSON");
+    println!("| what | figure |\n|---|---|");
+
+    let routes = Routes::follow();
+    let begin = Instant::now();
+    let agent = Agent::start(&machine, &podspan);
+    routes.until(|seen| seen == 2 * (NODES as usize - 1));
+    println!(
+        "| first sync: from the start of the process until all routes are there | {:.2} s |",
+        begin.elapsed().as_secs_f64()
+    );
+    std::thread::sleep(Duration::from_secs(15));
+    print_memory(&agent, "after the first sync");
+
+    let before = plane.requests().len();
+    let mut times = changes(&plane, &routes);
+    times.sort();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+    println!(
+        "| a Node's change, from the request to the API until the kernel tells of the route: median, p99, most | {:.0}, {:.0}, {:.0} ms |",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+
+    let idle = cpu(&agent, || std::thread::sleep(WATCHED));
+    println!("| CPU, nothing happens | {idle:.2} % of a core |");
+    let renewed = cpu(&agent, || renew(&plane));
+    println!("| CPU, all Nodes renew their status every 5 minutes | {renewed:.2} % of a core |");
+    print_memory(&agent, "at the end");
+    let asked = plane.requests();
+    let beside: Vec<_> = asked[before..]
+        .iter()
+        .filter(|request| !request.starts_with("watch "))
+        .collect();
+    println!(
+        "| requests beside the watch in that time | {} |",
+        beside.len()
+    );
+}
+
+/// A Node as kubelets make them: 50 images, the usual conditions, labels and annotations.
+fn node(n: u32) -> Value {
+    let pod_cidrs = pod_cidrs(n);
+    let name = format!("node{n}");
+    let image = |i: u32| {
+        json!({
+            "names": [
+                format!("registry.example.com/team-{i}/application-{i}@sha256:{:064x}", u64::from(i) * 7919),
+                format!("registry.example.com/team-{i}/application-{i}:v1.{i}.0"),
+            ],
+            "sizeBytes": 12_345_678 + i,
+        })
+    };
+    json!({
+        "metadata": {
+            "name": name,
+            "labels": {
+                "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
+                "topology.kubernetes.io/zone": "zone-a", "node.kubernetes.io/instance-type": "m5.4xlarge",
+            },
+            "annotations": {
+                "node.alpha.kubernetes.io/ttl": "0",
+                "volumes.kubernetes.io/controller-managed-attach-detach": "true",
+                "csi.volume.kubernetes.io/nodeid": format!("{{\"ebs.csi.example.com\":\"i-{n:017x}\"}}"),
+            },
+        },
+        "spec": {"podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs, "providerID": format!("example:///zone-a/i-{n:017x}")},
+        "status": {
+            "addresses": [
+                {"type": "InternalIP", "address": address(n)}, {"type": "InternalIP", "address": format!("fd00:172::{n:x}")},
+                {"type": "Hostname", "address": name},
+            ],
+            "capacity": {"cpu": "16", "memory": "65806460Ki", "pods": "110", "ephemeral-storage": "104845292Ki", "hugepages-2Mi": "0"},
+            "allocatable": {"cpu": "15890m", "memory": "60575868Ki", "pods": "110", "ephemeral-storage": "95551679124", "hugepages-2Mi": "0"},
+            "conditions": conditions(0),
+            "nodeInfo": {
+                "machineID": format!("{n:032x}"), "systemUUID": format!("{n:032x}"), "bootID": format!("{n:032x}"),
+                "kernelVersion": "6.18.0", "osImage": "Debian GNU/Linux 13 (trixie)", "containerRuntimeVersion": "containerd://2.1.4",
+                "kubeletVersion": "v1.36.3", "kubeProxyVersion": "v1.36.3", "operatingSystem": "linux", "architecture": "amd64",
+            },
+            "images": (0..50).map(image).collect::<Vec<_>>(),
+        },
+    })
+}
+
+fn conditions(minute: u32) -> Value {
+    let beat = format!("2026-11-24T{:02}:{:02}:00Z", minute / 60 % 24, minute % 60);
+    let kinds = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+    let one = |kind: &str| {
+        json!({
+            "type": kind, "status": if kind == "Ready" { "True" } else { "False" }, "reason": "KubeletIsWell",
+            "message": "kubelet is posting ready status", "lastHeartbeatTime": beat, "lastTransitionTime": "2026-11-24T00:00:00Z",
+        })
+    };
+    kinds.map(one).into_iter().collect()
+}
+
+/// The Nodes renew their status, one after the other, at the pace of all kubelets.
+fn renew(plane: &Plane) {
+    let begin = Instant::now();
+    let mut count = 0;
+    while begin.elapsed() < WATCHED {
+        let n = count % NODES + 1;
+        plane.patch_status(
+            &format!("node{n}"),
+            &json!({"conditions": conditions(1 + count)}),
+        );
+        count += 1;
+        let next = begin + Duration::from_secs_f64(f64::from(count) / RENEWALS_A_SECOND);
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Moves Nodes to other addresses, and how long each takes.
+fn changes(plane: &Plane, routes: &Routes) -> Vec<Duration> {
+    let move_one = |round: u32| {
+        let n = 2 + round * 23 % (NODES - 2);
+        let next_hop = format!("172.16.{}.{}", 200 + round % 50, n & 255);
+        let addresses = json!({"addresses": [
+            {"$patch": "replace"}, {"type": "InternalIP", "address": next_hop},
+            {"type": "InternalIP", "address": format!("fd00:172::{n:x}")}, {"type": "Hostname", "address": format!("node{n}")},
+        ]});
+        let begin = Instant::now();
+        plane.patch_status(&format!("node{n}"), &addresses);
+        let taken = routes.wait_for(&next_hop).duration_since(begin);
+        // Not in step with anything that has a period.
+        std::thread::sleep(Duration::from_millis(300 + u64::from(round * 37 % 200)));
+        taken
+    };
+    (0..CHANGES).map(move_one).collect()
+}
+
+struct Agent(Child);
+
+impl Agent {
+    fn start(machine: &Machine, podspan: &PathBuf) -> Self {
+        let log = std::fs::File::create(machine.path("log")).unwrap();
+        let mut command = Command::new(podspan);
+        command
+            .args(["agent", "--config"])
+            .arg(machine.path("agent.toml"))
+            .stderr(log);
+        Self(command.spawn().unwrap())
+    }
+
+    fn kib(&self, key: &str) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    fn cpu_ticks(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let fields: Vec<_> = stat
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .collect();
+        // utime and stime: fields 14 and 15 of proc_pid_stat(5), of which two are before the bracket.
+        [11, 12]
+            .iter()
+            .map(|field| fields[*field].parse::<f64>().unwrap())
+            .sum()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn print_memory(agent: &Agent, when: &str) {
+    let mib = |key: &str| agent.kib(key) / 1024.0;
+    println!(
+        "| resident memory {when}: now, at the most, of which the executable's pages | {:.1}, {:.1}, {:.1} MiB |",
+        mib("VmRSS:"),
+        mib("VmHWM:"),
+        mib("RssFile:")
+    );
+}
+
+/// Percent of a core.
+fn cpu(agent: &Agent, meanwhile: impl FnOnce()) -> f64 {
+    let (begin, ticks) = (Instant::now(), agent.cpu_ticks());
+    meanwhile();
+    // A tick is a hundredth of a second (USER_HZ).
+    (agent.cpu_ticks() - ticks) / begin.elapsed().as_secs_f64()
+}
+
+/// What the kernel tells of our routes, as it happens.
+struct Routes {
+    monitor: Child,
+    seen: Receiver<(Instant, String)>,
+}
+
+impl Routes {
+    fn follow() -> Self {
+        let mut monitor = Command::new("ip")
+            .args(["monitor", "route"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(monitor.stdout.take().unwrap()).lines();
+        let (sender, seen) = channel();
+        std::thread::spawn(move || {
+            for line in lines
+                .map_while(Result::ok)
+                .filter(|line| line.contains("proto 112"))
+            {
+                let _ = sender.send((Instant::now(), line));
+            }
+        });
+        // Subscribed before anything happens.
+        std::thread::sleep(Duration::from_millis(500));
+        Self { monitor, seen }
+    }
+
+    fn until(&self, so: impl Fn(usize) -> bool) {
+        let mut seen = 0;
+        while !so(seen) {
+            self.seen.recv_timeout(Duration::from_secs(120)).unwrap();
+            seen += 1;
+        }
+    }
+
+    fn wait_for(&self, next_hop: &str) -> Instant {
+        loop {
+            let (at, line) = self.seen.recv_timeout(Duration::from_secs(30)).unwrap();
+            if line.contains(&format!("via {next_hop} ")) {
+                return at;
+            }
+        }
+    }
+}
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+    }
+}

@@ -1,0 +1,318 @@
+//! A Kubernetes API server of a test, and a hand in it.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use futures_util::StreamExt as _;
+use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Request;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::machine::Machine;
+
+/// Who the agent is there.
+pub const USER: &str = "system:serviceaccount:kube-system:podspan";
+
+const NODES: &str = "/api/v1/nodes";
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+pub const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+pub const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+
+/// etcd and kube-apiserver in this thread's network namespace; they end with it.
+pub struct Plane {
+    child: Child,
+    hand: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    home: TempDir,
+    runtime: Runtime,
+    client: kube::Client,
+}
+
+impl Plane {
+    /// On that address of the namespace; the agent's user has its rights.
+    pub fn start(address: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let policy = json!({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["ResponseComplete"],
+            "rules": [{"level": "Metadata", "users": [USER]}, {"level": "None"}],
+        });
+        std::fs::write(home.path().join("policy.json"), policy.to_string()).unwrap();
+        let program =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/e2e/control_plane.py");
+        let mut child = Command::new(program)
+            .args(["--address", address, "--user", USER, "--"])
+            .arg(format!(
+                "--audit-policy-file={}",
+                home.path().join("policy.json").display()
+            ))
+            .arg(format!(
+                "--audit-log-path={}",
+                home.path().join("audit.log").display()
+            ))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let hand = child.stdin.take();
+        let mut answers = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        answers.read_line(&mut line).unwrap();
+        let places: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("no API server: its error is on standard error"));
+        let kubeconfigs = &places["kubeconfigs"];
+        for (name, user) in [("admin", "admin"), ("podspan", USER)] {
+            let from = kubeconfigs[user].as_str().unwrap();
+            std::fs::copy(from, home.path().join(name)).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let client = runtime.block_on(async {
+            let read = Kubeconfig::read_from(home.path().join("admin")).unwrap();
+            let options = KubeConfigOptions::default();
+            let config = kube::Config::from_custom_kubeconfig(read, &options).await;
+            kube::Client::try_from(config.unwrap()).unwrap()
+        });
+        let plane = Self {
+            child,
+            hand,
+            answers,
+            home,
+            runtime,
+            client,
+        };
+        plane.give_rights();
+        plane
+    }
+
+    /// What `docs/kubernetes.md` says that the agent needs.
+    fn give_rights(&self) {
+        let rule = |group: &str, resources: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resources], "verbs": verbs});
+        let everywhere = [
+            rule("", "nodes", &["get", "list", "watch", "patch"]),
+            rule("", "nodes/status", &["patch"]),
+        ];
+        let events = [rule("events.k8s.io", "events", &["create"])];
+        let leases = [rule(
+            "coordination.k8s.io",
+            "leases",
+            &["list", "create", "delete"],
+        )];
+        let subjects =
+            json!([{"kind": "User", "name": USER, "apiGroup": "rbac.authorization.k8s.io"}]);
+        for (place, kind, rules) in [
+            ("", "ClusterRole", &everywhere[..]),
+            ("/namespaces/default", "Role", &events[..]),
+            ("/namespaces/kube-system", "Role", &leases[..]),
+        ] {
+            let metadata = json!({"name": "podspan"});
+            let path = format!("{RBAC}{place}/{}s", kind.to_lowercase());
+            self.create(&path, &json!({"metadata": metadata, "rules": rules}));
+            let role =
+                json!({"kind": kind, "name": "podspan", "apiGroup": "rbac.authorization.k8s.io"});
+            let path = path.replace("roles", "rolebindings");
+            self.create(
+                &path,
+                &json!({"metadata": metadata, "subjects": subjects, "roleRef": role}),
+            );
+        }
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.home.path().join("podspan")
+    }
+
+    /// A configuration of the agent with that kubeconfig. The other nodes are not there to answer a probe.
+    pub fn configure(&self, machine: &Machine, more: &str) {
+        let directory = machine.path("");
+        let agent = format!(
+            "node = \"node1\"\nregistry = \"kubernetes\"\nkubeconfig = \"{}\"\n\
+             conflist = \"{}/net.d/10-podspan.conflist\"\nprobe = false\nlisten = \"off\"\n{more}",
+            self.kubeconfig().display(),
+            directory.display(),
+        );
+        std::fs::write(machine.path("agent.toml"), agent).unwrap();
+        let router = format!(
+            "registry = \"kubernetes\"\nkubeconfig = \"{}\"\n",
+            self.kubeconfig().display()
+        );
+        std::fs::write(machine.path("router.toml"), router).unwrap();
+    }
+
+    /// `kill` or `start`.
+    pub fn order(&mut self, order: &str) {
+        writeln!(self.hand.as_ref().unwrap(), "{order}").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        assert!(
+            ["killed\n", "ready\n"].contains(&line.as_str()),
+            "{order}: {line}"
+        );
+    }
+
+    /// The store forgets all versions before the present one.
+    pub fn forget_versions(&self) {
+        let now = store("range", &json!({"key": "AA=="}));
+        let revision = now["header"]["revision"].clone();
+        store(
+            "compaction",
+            &json!({"revision": revision, "physical": true}),
+        );
+    }
+
+    pub fn create(&self, path: &str, object: &Value) -> Value {
+        let body = serde_json::to_vec(object).unwrap();
+        let request = Request::new(path)
+            .create(&PostParams::default(), body)
+            .unwrap();
+        self.runtime.block_on(self.client.request(request)).unwrap()
+    }
+
+    /// Several at a time.
+    pub fn create_all(&self, path: &str, objects: impl Iterator<Item = Value>) {
+        self.runtime.block_on(async {
+            let requests = objects.map(|object| async move {
+                let body = serde_json::to_vec(&object).unwrap();
+                let request = Request::new(path).create(&PostParams::default(), body);
+                self.client.request_text(request.unwrap()).await.unwrap()
+            });
+            let answers = futures_util::stream::iter(requests).buffer_unordered(16);
+            answers.for_each(|_| async {}).await;
+        });
+    }
+
+    pub fn list(&self, path: &str) -> Vec<Value> {
+        let request = Request::new(path).list(&ListParams::default()).unwrap();
+        let list: Value = self.runtime.block_on(self.client.request(request)).unwrap();
+        list["items"].as_array().unwrap().clone()
+    }
+
+    pub fn delete(&self, path: &str, name: &str) {
+        let request = Request::new(path)
+            .delete(name, &DeleteParams::default())
+            .unwrap();
+        let _: Value = self.runtime.block_on(self.client.request(request)).unwrap();
+    }
+
+    pub fn node(&self, name: &str) -> Value {
+        let request = Request::new(NODES)
+            .get(name, &GetParams::default())
+            .unwrap();
+        self.runtime.block_on(self.client.request(request)).unwrap()
+    }
+
+    pub fn nodes(&self) -> Vec<Value> {
+        self.list(NODES)
+    }
+
+    /// A Node with nothing in it.
+    pub fn create_bare_node(&self, name: &str) -> Value {
+        self.create(NODES, &json!({"metadata": {"name": name}}))
+    }
+
+    /// `node<n>` with pod CIDRs and addresses of both families, as the nodes of [`Machine`] are.
+    pub fn create_node(&self, n: u32) {
+        let pod_cidrs = pod_cidrs(n);
+        let spec = json!({"podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs});
+        self.create(
+            NODES,
+            &json!({"metadata": {"name": format!("node{n}")}, "spec": spec}),
+        );
+        self.set_addresses(
+            &format!("node{n}"),
+            &[&address(n), &format!("fd00:172::{n:x}")],
+        );
+    }
+
+    pub fn set_addresses(&self, node: &str, addresses: &[&str]) {
+        let internal = |address: &&str| json!({"type": "InternalIP", "address": address});
+        let addresses: Vec<_> = addresses.iter().map(internal).collect();
+        self.patch_status(node, &json!({"addresses": addresses}));
+    }
+
+    pub fn patch_status(&self, node: &str, status: &Value) {
+        let patch = Patch::Strategic(json!({"status": status}));
+        let nodes = Request::new(NODES);
+        let request = nodes.patch_subresource("status", node, &PatchParams::default(), &patch);
+        let _: Value = self
+            .runtime
+            .block_on(self.client.request(request.unwrap()))
+            .unwrap();
+    }
+
+    pub fn delete_node(&self, name: &str) {
+        self.delete(NODES, name);
+    }
+
+    /// The status of that condition.
+    pub fn condition(&self, node: &str, kind: &str) -> Option<String> {
+        let node = self.node(node);
+        let conditions = node["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let condition = conditions
+            .into_iter()
+            .find(|condition| condition["type"] == kind)?;
+        Some(condition["status"].as_str().unwrap().to_owned())
+    }
+
+    /// The requests of the agents so far, such as `watch /api/v1/nodes?…`.
+    pub fn requests(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.home.path().join("audit.log")).unwrap_or_default();
+        // The last line may still be written.
+        let whole = log
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        let entries = whole.map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let begun = entries.filter(|entry| entry["stage"] == "RequestReceived");
+        begun
+            .map(|entry| {
+                format!(
+                    "{} {}",
+                    entry["verb"].as_str().unwrap(),
+                    entry["requestURI"].as_str().unwrap()
+                )
+            })
+            .collect()
+    }
+}
+
+/// Asks etcd itself, over the JSON that it understands besides gRPC.
+fn store(what: &str, body: &Value) -> Value {
+    let body = body.to_string();
+    let request = format!(
+        "POST /v3/kv/{what} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut etcd = std::net::TcpStream::connect("127.0.0.1:6444").unwrap();
+    etcd.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    etcd.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{answer}");
+    serde_json::from_str(body).unwrap()
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        drop(self.hand.take());
+        let _ = self.child.wait();
+    }
+}
+
+pub fn address(n: u32) -> String {
+    format!("172.16.{}.{}", n >> 8, n & 255)
+}
+
+pub fn pod_cidrs(n: u32) -> [String; 2] {
+    [
+        format!("10.{}.{}.0/24", n >> 8, n & 255),
+        format!("fd00:10:{n:x}::/64"),
+    ]
+}
