@@ -11,8 +11,8 @@ CARGO_DENY := 0.20.2
 TOOLS      := $(CURDIR)/.tools
 # A static executable at a fixed address starts half a millisecond sooner and owes nothing to the host's libc. With
 # --target, build scripts and procedural macros are not built that way, which glibc would not allow. A panic
-# aborts, so that nobody reads a table for unwinding.
-STATIC     := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,--no-eh-frame-hdr" $(CARGO) build --release --locked --target $(HOST)
+# aborts, so that nobody reads a table for unwinding. Of functions that are alike one is enough.
+STATIC     := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,--icf=all" $(CARGO) build --release --locked --target $(HOST)
 # Kernel tests make namespaces: as an ordinary user, inside a user namespace.
 ISOLATED   := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --mount --net)
 
