@@ -51,7 +51,7 @@ check: debian-packages-check $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm
 test: debian-packages build
 	$(CARGO) test --locked --workspace --all-features --no-run
 	$(ISOLATED) $(CARGO) test --locked --offline --workspace --all-features --exclude podspan
-	$(ISOLATED) $(CARGO) test --locked --offline -p podspan --bins --test agent
+	$(ISOLATED) $(CARGO) test --locked --offline -p podspan --bins --test agent --test docs
 	$(CARGO) test --locked -p podspan --test lab
 
 # Real container runtimes want real root, for their cgroups.

@@ -5,6 +5,7 @@
 
 mod address;
 pub mod conntrack;
+pub mod echo;
 mod error;
 mod link;
 mod monitor;
@@ -30,7 +31,7 @@ pub use error::{Error, Result, errno_text};
 pub use link::{BridgeVlans, Link, LinkChange, LinkGroup, LinkKey, VethEnd, VethPair};
 pub use monitor::{LinkSet, Monitor};
 pub use names::{IfName, Invalid, Mac, Prefix, hash};
-pub use neighbour::Neighbour;
+pub use neighbour::{Neighbour, Reachability};
 pub use netlink::Netlink;
 pub use netns::Netns;
 pub use qdisc::Bandwidth;

@@ -28,7 +28,43 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
+/// What the kernel knows of a neighbour (`ndm_state`, rtnetlink(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reachability {
+    /// Nobody has asked for it yet, or it was forgotten.
+    Unknown,
+    /// It is being asked for.
+    Asked,
+    /// It did not answer.
+    Failed,
+    /// Its Ethernet address is known.
+    Known,
+}
+
 impl Netlink {
+    /// What the kernel knows of who has that address on a link.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn reachability(&mut self, link: u32, ip: IpAddr) -> Result<Reachability> {
+        let mut request = NeighbourMessage::default();
+        request.header.family = family(ip);
+        request.attributes = vec![NeighbourAttribute::IfIndex(link)];
+        let request = Message::GetNeighbour(request);
+        let states = self.dump(request, "list neighbours", |message| match message {
+            Message::NewNeighbour(neighbour) if neighbour.header.ifindex == link => {
+                is_of(&neighbour, ip).then_some(neighbour.header.state)
+            }
+            _ => None,
+        })?;
+        Ok(match states.first() {
+            None | Some(NeighbourState::None) => Reachability::Unknown,
+            Some(NeighbourState::Incomplete) => Reachability::Asked,
+            Some(NeighbourState::Failed) => Reachability::Failed,
+            Some(_) => Reachability::Known,
+        })
+    }
+
     /// The neighbours on that link that somebody wrote down, IPv4 first.
     ///
     /// # Errors
@@ -135,6 +171,15 @@ fn read_permanent(message: &NeighbourMessage) -> Option<Neighbour> {
     Some(Neighbour { ip: ip?, mac: mac? })
 }
 
+fn is_of(neighbour: &NeighbourMessage, ip: IpAddr) -> bool {
+    let address = match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    };
+    let wanted = NeighbourAttribute::Destination(address);
+    neighbour.attributes.contains(&wanted)
+}
+
 fn is_found_out(neighbour: &NeighbourMessage) -> bool {
     use netlink_packet_route::AddressFamily::{Inet, Inet6};
     matches!(neighbour.header.family, Inet | Inet6)
@@ -148,6 +193,32 @@ fn is_found_out(neighbour: &NeighbourMessage) -> bool {
 mod tests {
     use super::*;
     use crate::testing::TestNs;
+
+    #[test]
+    fn what_is_known_of_a_neighbour_is_told() {
+        let ns = TestNs::new();
+        ns.ip("link add br0 up type bridge");
+        ns.ip("address add 10.244.1.1/24 dev br0");
+        for (last, state) in [(2, "stale"), (3, "failed"), (4, "permanent")] {
+            let mac = if state == "failed" {
+                ""
+            } else {
+                "lladdr 0a:58:0a:f4:01:02"
+            };
+            ns.ip(&format!(
+                "neigh add 10.244.1.{last} {mac} dev br0 nud {state}"
+            ));
+        }
+        let mut netlink = Netlink::open().unwrap();
+        let br0 = netlink.link(&"br0".parse().unwrap()).unwrap().index;
+        let known = [2, 3, 4, 5].map(|last: u8| {
+            netlink
+                .reachability(br0, [10, 244, 1, last].into())
+                .unwrap()
+        });
+        use Reachability::{Failed, Known, Unknown};
+        assert_eq!(known, [Known, Failed, Known, Unknown]);
+    }
 
     #[test]
     fn what_was_found_out_is_forgotten_and_what_was_written_down_stays() {

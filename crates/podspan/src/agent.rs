@@ -162,16 +162,19 @@ impl Agent<'_> {
         let metrics = &self.board.metrics;
         metrics.nodes.set(count(cluster.nodes.len()));
         let look = look(&mut self.netlink, &mut self.filter, self.config, cluster)?;
-        if let Some((desired, observed)) = &look.both {
+        if let Some((_, observed)) = &look.both {
             let tunnels = observed.tunnels.iter();
             self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
-            let last = self.board.last_targets();
-            let targets = probe::targets(self.config, cluster, desired, &last);
-            self.board.set_targets(targets);
         }
         found.note(self.config, &look, metrics);
         let at = (&mut self.netlink, &mut self.filter);
         found.make(at, &look.plan.changes, metrics);
+        if let Some((desired, _)) = &look.both {
+            // Now that the gateways are there, which tests begin at.
+            let last = self.board.last_targets();
+            let targets = probe::targets(self.config, cluster, desired, &last);
+            self.board.set_targets(targets);
+        }
         metrics.look_succeeded();
         Ok(())
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::output::{Output, columns, exit_code};
-use crate::status::{Status, status};
+use crate::status::{Status, see, status};
 use facts::Facts;
 
 /// What was found.
@@ -84,8 +84,9 @@ pub fn print_report(config: &Config, output: Output) -> anyhow::Result<ExitCode>
 }
 
 fn examine(config: &Config) -> anyhow::Result<Report> {
-    let mut findings = from_status(status(config)?);
-    let facts = Facts::gather(config)?;
+    let seen = see(config)?;
+    let mut findings = from_status(status(config, &seen));
+    let facts = Facts::gather(config, &seen)?;
     let found: Vec<_> = checks::ALL.iter().map(|check| check(&facts)).collect();
     let quiet = found.iter().filter(|of_check| of_check.is_empty()).count();
     findings.push(Finding {

@@ -70,7 +70,11 @@ pub fn print_list(config: Option<&Path>, output: Output) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn rows(netlink: &mut Netlink, ipam: &Path) -> anyhow::Result<Vec<Row>> {
+/// The attachments of this node.
+///
+/// # Errors
+/// What the kernel or the file system answered.
+pub fn rows(netlink: &mut Netlink, ipam: &Path) -> anyhow::Result<Vec<Row>> {
     let mut rows: BTreeMap<(NetworkName, AttachmentId), Row> = BTreeMap::new();
     for link in netlink.list_links()?.into_iter().filter(Link::is_veth) {
         if let Some(of) = link.alias.as_deref().and_then(AttachmentId::from_alias) {

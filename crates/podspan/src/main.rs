@@ -13,6 +13,7 @@ mod conflist;
 mod desired;
 mod doctor;
 mod events;
+mod explain;
 mod fields;
 mod forwarding;
 mod http;
@@ -28,11 +29,6 @@ mod observe;
 mod output;
 mod packet_filter;
 mod plan;
-#[allow(
-    unused_imports,
-    dead_code,
-    reason = "podspan explain, which comes next"
-)]
 mod probe;
 mod refusal;
 mod registry;
@@ -71,6 +67,13 @@ enum Command {
     Status(Machine),
     /// Find out what keeps pods from working here, and what mends it; exit status 0: nothing, 1: something, 2: error
     Doctor(Machine),
+    /// Follow a packet from a pod of this node to another pod; exit status 0: it passes, 1: it does not, 2: error
+    Explain {
+        #[command(flatten)]
+        packet: explain::Arguments,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Remove all that is marked as ours from this machine; stop the agent first
     Cleanup(cleanup::Arguments),
     /// Put a container on the network, as a runtime does
@@ -122,6 +125,9 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Plan(machine) => status::print_plan(&machine.read()?, output),
         Command::Status(machine) => status::print_status(&machine.read()?, output),
         Command::Doctor(machine) => doctor::print_report(&machine.read()?, output),
+        Command::Explain { packet, file } => {
+            explain::run(&packet, &file.read(RoleName::Node)?, output)
+        }
         Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),
         Command::Del(arguments) => runtime::del(arguments, output),

@@ -31,7 +31,7 @@ use crate::cluster::Cluster;
 use crate::config::{Config, Role};
 use crate::desired::Desired;
 
-pub use told::{Way, describe, way};
+pub use told::{describe, way};
 pub use watch::{Failing, run};
 
 /// Where agents answer on their gateways: outside of the ranges of Prometheus's exporters and of node ports.

@@ -57,7 +57,7 @@ pub struct Pending {
 /// # Errors
 /// What the kernel answered.
 pub fn print_status(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
-    let status = status(config)?;
+    let status = status(config, &see(config)?);
     output.print(&status, Status::to_text)?;
     Ok(exit_code(status.right))
 }
@@ -72,17 +72,35 @@ pub fn print_plan(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
     Ok(exit_code(pending.changes.is_empty()))
 }
 
-/// Looks at this machine as the agent does, and describes it.
+/// What the agent sees now.
+pub struct Seen {
+    /// The registry, as far as it can be read.
+    pub registry: Registry,
+    /// This machine; none without a cluster.
+    pub look: Option<Look>,
+}
+
+/// Looks at this machine as the agent does.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn status(config: &Config) -> anyhow::Result<Status> {
-    let mut status = Status::default();
+pub fn see(config: &Config) -> anyhow::Result<Seen> {
     let registry = Registry::read(&config.registry)?;
+    let cluster = registry.cluster();
+    let look = cluster
+        .map(|cluster| look_once(config, cluster))
+        .transpose()?;
+    Ok(Seen { registry, look })
+}
+
+/// Describes what was seen, and asks the agent how it is.
+pub fn status(config: &Config, seen: &Seen) -> Status {
+    let mut status = Status::default();
+    let registry = &seen.registry;
     for problem in registry.problems() {
         status.wrong(problem, config.registry.mend());
     }
-    if let Some(cluster) = registry.cluster() {
+    if let (Some(cluster), Some(look)) = (registry.cluster(), &seen.look) {
         let (nodes, unready) = (cluster.nodes.len(), cluster.unready.len());
         let beside = match unready {
             0 => String::new(),
@@ -92,21 +110,17 @@ pub fn status(config: &Config) -> anyhow::Result<Status> {
         for refusal in registry.refusals() {
             status.wrong(refusal.to_string(), None);
         }
-        let look = look_once(config, cluster)?;
-        status.describe(&look, cluster);
+        status.describe(look, cluster);
     }
     if let Some(address) = config.operation.listen {
         status.describe_answer(address, http::ask(address));
     }
     status.right = status.lines.iter().all(|line| line.right);
-    Ok(status)
+    status
 }
 
 /// One look with connections of its own.
-///
-/// # Errors
-/// What the kernel or the file system answered.
-pub fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
+fn look_once(config: &Config, cluster: &Cluster) -> anyhow::Result<Look> {
     look(
         &mut Netlink::open()?,
         &mut PacketFilter::default(),

@@ -11,6 +11,8 @@
     reason = "a test"
 )]
 
+#[path = "lab/explain.rs"]
+mod explain;
 #[path = "lab/harness.rs"]
 mod harness;
 #[path = "lab/vxlan.rs"]
@@ -59,11 +61,7 @@ fn every_promise_holds_through_a_router() {
 
 #[test]
 fn the_doctor_finds_nothing_on_healthy_machines_and_a_node_that_is_cut_off_on_the_others() {
-    let lab = Lab::up(
-        "doctor",
-        &["--nodes", "3", "--pods", "1", "--routing", "router"],
-    );
-    let findings = |machine: &str| -> Vec<String> {
+    let findings = |lab: &Lab, machine: &str| -> Vec<String> {
         let role = if machine == "router" {
             "router"
         } else {
@@ -77,11 +75,22 @@ fn the_doctor_finds_nothing_on_healthy_machines_and_a_node_that_is_cut_off_on_th
         ill.map(|finding| finding["what"].as_str().unwrap().to_owned())
             .collect()
     };
+    let tunnelled = Lab::up("doctor-vxlan", &["--nodes", "2", "--routing", "vxlan"]);
+    let strict = "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter";
+    for machine in ["node1", "node2"] {
+        tunnelled.sh(machine, strict);
+        assert_eq!(findings(&tunnelled, machine), [""; 0], "{machine}");
+    }
+    drop(tunnelled);
+    let lab = Lab::up(
+        "doctor",
+        &["--nodes", "3", "--pods", "1", "--routing", "router"],
+    );
     for machine in ["node1", "node2", "node3", "router"] {
-        assert_eq!(findings(machine), [""; 0], "{machine}");
+        assert_eq!(findings(&lab, machine), [""; 0], "{machine}");
     }
     lab.sh("node2", "ip link set eth0 down");
-    let cut_off = findings("node1");
+    let cut_off = findings(&lab, "node1");
     assert_eq!(cut_off.len(), 2, "{cut_off:#?}");
     let of_node2 = |what: &String| what.starts_with("peer node2 (") && what.contains("not answer");
     assert!(cut_off.iter().all(of_node2), "{cut_off:#?}");

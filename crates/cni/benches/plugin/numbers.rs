@@ -14,7 +14,7 @@ impl Series {
     /// In milliseconds.
     pub fn times(times: impl IntoIterator<Item = Duration>) -> Self {
         let milliseconds = times.into_iter().map(|time| time.as_secs_f64() * 1000.0);
-        Self(milliseconds.collect())
+        Self::new(milliseconds.collect())
     }
 
     pub fn counts(counts: impl IntoIterator<Item = usize>) -> Self {

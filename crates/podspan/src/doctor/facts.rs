@@ -21,10 +21,8 @@ use crate::config::{Config, Role};
 use crate::conflist::PLUGIN;
 use crate::desired::Desired;
 use crate::list::owner;
-use crate::look::Look;
 use crate::probe;
-use crate::registry::Registry;
-use crate::status::look_once;
+use crate::status::Seen;
 
 /// Where plugins are, unless `CNI_PATH` says otherwise.
 const BIN_DIR: &str = "/opt/cni/bin";
@@ -114,7 +112,7 @@ impl Facts {
     ///
     /// # Errors
     /// The kernel tells nothing of its links.
-    pub fn gather(config: &Config) -> anyhow::Result<Self> {
+    pub fn gather(config: &Config, seen: &Seen) -> anyhow::Result<Self> {
         let mut netlink = Netlink::open()?;
         let mut facts = Self {
             config_file: config.file.clone(),
@@ -132,7 +130,7 @@ impl Facts {
         let advertised = netlink.list_routes(ADVERTISED).unwrap_or_default();
         let advertised = advertised.iter().filter(|route| route.dst.is_default());
         facts.advertised = advertised.filter_map(|route| route.link).collect();
-        facts.look(config);
+        facts.read_look(config, seen);
         facts.read_sysctls();
         if let Ok(mut nft) = Nft::open() {
             facts.read_filter(&mut nft);
@@ -140,27 +138,30 @@ impl Facts {
         Ok(facts)
     }
 
-    /// What the agent would see: routes, addresses, how many nodes there are.
-    fn look(&mut self, config: &Config) {
+    /// What the agent sees: routes, addresses, how many nodes there are.
+    fn read_look(&mut self, config: &Config, seen: &Seen) {
+        let both = seen.look.as_ref().and_then(|look| look.both.as_ref());
         // Why there is none is a line of the status.
-        let Ok(registry) = Registry::read(&config.registry) else {
+        let (Some(cluster), Some((desired, observed))) = (seen.registry.cluster(), both) else {
             return;
         };
-        let Some(cluster) = registry.cluster() else {
-            return;
+        self.failing = try_ways(config, cluster, desired);
+        // Through a tunnel of ours packets come in as they go out.
+        let is_ours = |link: &Link| {
+            link.alias
+                .as_ref()
+                .is_some_and(|alias| alias.starts_with(MARK))
         };
-        let Ok(Look {
-            both: Some((desired, observed)),
-            ..
-        }) = look_once(config, cluster)
-        else {
-            return;
-        };
-        self.failing = try_ways(config, cluster, &desired);
-        let routes = desired.routes.iter().filter(|route| route.dst.is_ipv4());
-        self.ways = routes.filter_map(|route| route.link).collect();
-        let hops: BTreeSet<_> = desired.routes.iter().map(|route| route.next_hop).collect();
+        let tunnels = self.links.iter().filter(|link| is_ours(link));
+        let tunnels: BTreeSet<u32> = tunnels.map(|link| link.index).collect();
+        let routes = desired
+            .routes
+            .iter()
+            .filter(|route| route.link.is_some_and(|link| !tunnels.contains(&link)));
+        let hops: BTreeSet<_> = routes.clone().map(|route| route.next_hop).collect();
         self.peers = hops.len();
+        let routes = routes.filter(|route| route.dst.is_ipv4());
+        self.ways = routes.filter_map(|route| route.link).collect();
         let allocations = observed.allocations.as_deref().unwrap_or_default();
         self.pods = allocations.len();
         let gateways = desired.bridge.iter().flat_map(|bridge| &bridge.gateways);
@@ -315,9 +316,9 @@ fn read_conflists(directory: &Path) -> Vec<(PathBuf, Vec<String>)> {
             continue;
         };
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let listed = value["plugins"].as_array().cloned();
+        let listed = value.get("plugins").and_then(Value::as_array).cloned();
         let plugins = listed.unwrap_or_else(|| vec![value]).into_iter();
-        let types = plugins.filter_map(|plugin| plugin["type"].as_str().map(str::to_owned));
+        let types = plugins.filter_map(|plugin| Some(plugin.get("type")?.as_str()?.to_owned()));
         conflists.push((path, types.collect()));
     }
     conflists.sort();

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::told::Way;
 use super::*;
 use crate::config::Routing;
 use crate::desired::{Subnet, Underlay, desired};

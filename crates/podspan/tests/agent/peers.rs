@@ -170,13 +170,13 @@ fn a_link_on_the_way_that_loses_large_packets_in_silence_is_found() {
         &pair.middle,
         "nft add table bridge hole
          nft add chain bridge hole forward '{ type filter hook forward priority 0; }'
-         nft add rule bridge hole forward oifname two meta length gt 1450 counter drop",
+         nft add rule bridge hole forward oifname two meta length gt 1400 counter drop",
     );
     let _one = pair.one.start("agent");
     let _two = pair.start_two();
     pair.one
         .until("found", || pair.verdicts("too_large") == 2.0);
-    let said = "peer node2 (10.0.2.1): small packets pass, those of 1500 bytes sent to it are lost on eth0";
+    let said = "peer node2 (10.0.2.1): small packets pass, those of 1450 bytes sent to it are lost on eth0";
     pair.one.until("told", || pair.one.log().contains(said));
     sh(&pair.middle, "nft flush table bridge hole");
     pair.one
@@ -184,9 +184,9 @@ fn a_link_on_the_way_that_loses_large_packets_in_silence_is_found() {
     // And the other way.
     sh(
         &pair.middle,
-        "nft add rule bridge hole forward oifname one meta length gt 1450 counter drop",
+        "nft add rule bridge hole forward oifname one meta length gt 1400 counter drop",
     );
-    let said = "peer node2 (10.0.2.1): small packets pass, those of 1500 bytes that it sends are lost on eth0";
+    let said = "peer node2 (10.0.2.1): small packets pass, those of 1450 bytes that it sends are lost on eth0";
     pair.one.until("told", || pair.one.log().contains(said));
 }
 

@@ -172,7 +172,7 @@ fn everything_is_programmed_nothing_is_learned_and_a_second_look_changes_nothing
 #[test]
 fn what_somebody_changes_about_the_device_is_mended() {
     let machine = with_vxlan();
-    let _agent = machine.start("agent");
+    let agent = machine.start("agent");
     until_right(&machine);
     let ip = |command: &str| drop(machine.ns.ip(command));
     let fdb = |command: &str| drop(bridge(command));
@@ -186,9 +186,12 @@ fn what_somebody_changes_about_the_device_is_mended() {
         }),
         ("another MTU", &|| ip("link set podspan-vxlan4 mtu 1500")),
         ("another VNI", &|| {
+            // The agent is as quick as we are.
+            agent.signal("-STOP");
             ip("link del podspan-vxlan4");
             ip("link add podspan-vxlan4 type vxlan id 7 dstport 8472 local 172.16.0.1");
             ip("link set podspan-vxlan4 alias podspan:vxlan");
+            agent.signal("-CONT");
         }),
         ("a device that learns", &|| {
             ip("link set podspan-vxlan4 type vxlan learning");
