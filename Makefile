@@ -70,6 +70,11 @@ bench: debian-packages-bench build
 	$(ISOLATED) $(CARGO) bench --locked --offline -p podspan-cni --bench plugin -- $(BENCH) \
 	  --floor $(CURDIR)/target/$(HOST)/release/examples/floor
 
+# The agent with 5,000 Nodes in a real API server, as root: seven minutes. The figures are on docs/benchmarks.md.
+.PHONY: bench-nodes
+bench-nodes: debian-packages build
+	$(CARGO) bench --locked --profile dev -p podspan --bench nodes -- --podspan $(CURDIR)/bin/podspan
+
 # Fails when the plugin needs 5 % more instructions than the file says; recording writes what it needs now.
 INSTRUCTIONS := crates/cni/benches/instructions.txt
 instructions: debian-packages-instructions build

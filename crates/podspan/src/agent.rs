@@ -33,7 +33,7 @@ use crate::told::{Lines, Told};
 /// Looks at the latest after this time, whatever the sources say.
 pub const PERIOD: Duration = Duration::from_secs(10);
 /// What comes this soon after an event belongs to it.
-const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE: Duration = Duration::from_millis(10);
 /// Between the begins of two looks, at the least: a storm of events costs five looks a second.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -42,6 +42,7 @@ const PACE: Duration = Duration::from_millis(200);
 /// # Errors
 /// No netlink socket, or no thread; never because of what it meets later.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    podspan_kernel::start::share_memory_of_threads();
     let mut files: Vec<_> = config.registry.file().into_iter().collect();
     if let Role::Node(role) = &config.role {
         files.push(role.conflist.clone());
