@@ -2,6 +2,7 @@
 #   make lab            the textbook network out of namespaces: built, proven, drawn, taken down
 #   make test           every test that needs no container runtime
 #   make test-runtimes  the plugin under podman and containerd, as root
+#   make e2e            Podspan, from its manifest and its image, under a real Kubernetes whose nodes are namespaces, as root
 SHELL      := /bin/bash
 # Words for the bench: without --write it only prints; names of configurations restrict it.
 BENCH      := --write
@@ -20,7 +21,7 @@ ISOLATED   := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --
 VERSION    := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 IMAGE      := localhost/podspan:$(VERSION)
 
-.PHONY: build image manifests check test test-runtimes lab bench instructions record-instructions install-tools clean
+.PHONY: build image manifests check test test-runtimes e2e kubernetes lab bench instructions record-instructions install-tools clean
 
 build:
 	$(STATIC)
@@ -58,6 +59,24 @@ test: debian-packages build
 test-runtimes: debian-packages-runtimes build
 	tests/runtimes/run
 
+# Longer than here: E2E="--api-outage 120". Single cases: tests/e2e/run -k PATTERN. To stay in the cluster: tests/e2e/run --keep.
+E2E := --api-outage 20
+e2e: debian-packages-e2e image kubernetes
+	$(CARGO) test --locked -p podspan --test kubernetes
+	tests/e2e/run $(E2E)
+
+# Kubernetes's programs, out of its own Go modules: one executable under six names, which is one to link. Six minutes of two
+# cores, once a version. With Go 1.27 the API server describes itself wrongly.
+KUBERNETES_VERSION := $(shell sed -n 's|^\tk8s.io/kubernetes \(v[^ ]*\)$$|\1|p' tests/e2e/go.mod)
+KUBERNETES         := $(TOOLS)/kubernetes/$(KUBERNETES_VERSION)
+kubernetes: $(KUBERNETES)/kubernetes
+$(KUBERNETES)/kubernetes: tests/e2e/go.mod tests/e2e/go.sum tests/e2e/main.go
+	cd tests/e2e && GOTOOLCHAIN=go1.26.8 CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false \
+	  -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VERSION)" -o $@.new .
+	cd $(@D) && for name in kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubelet kubectl; do \
+	  ln -sf kubernetes $$name; done
+	mv $@.new $@
+
 lab: debian-packages-lab build
 	@for routing in direct router vxlan auto; do \
 	  bin/podspan lab up --routing $$routing && bin/podspan lab check; status=$$?; \
@@ -84,7 +103,7 @@ record-instructions: debian-packages-instructions build
 
 # What a target needs of Debian: installed where that is possible, named where it is not.
 .PHONY: debian-packages debian-packages-lab debian-packages-runtimes debian-packages-bench
-.PHONY: debian-packages-instructions debian-packages-check
+.PHONY: debian-packages-instructions debian-packages-check debian-packages-e2e
 debian-packages-check:
 	@tools/need python3:python3 /usr/lib/python3/dist-packages/yaml:python3-yaml
 debian-packages-lab:
@@ -96,6 +115,10 @@ debian-packages-runtimes:
 	  /usr/lib/cni/portmap:containernetworking-plugins busybox:busybox-static python3:python3 \
 	  protoc:protobuf-compiler /usr/lib/python3/dist-packages/grpc:python3-grpcio \
 	  /usr/lib/python3/dist-packages/yaml:python3-yaml
+debian-packages-e2e:
+	@tools/need ip:iproute2 nft:nftables iptables:iptables conntrack:conntrack etcd:etcd-server containerd:containerd \
+	  runc:runc busybox:busybox-static openssl:openssl python3:python3 protoc:protobuf-compiler \
+	  /usr/lib/python3/dist-packages/grpc:python3-grpcio go:golang-go
 debian-packages-bench: debian-packages
 	@tools/need tc:iproute2 iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 debian-packages-instructions:
