@@ -33,7 +33,7 @@ use crate::told::{Lines, Told};
 /// Looks at the latest after this time, whatever the sources say.
 pub const PERIOD: Duration = Duration::from_secs(10);
 /// What comes this soon after an event belongs to it.
-const SETTLE: Duration = Duration::from_millis(10);
+const SETTLE: Duration = Duration::from_millis(5);
 /// Between the begins of two looks, at the least: a storm of events costs five looks a second.
 const PACE: Duration = Duration::from_millis(200);
 
