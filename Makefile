@@ -42,6 +42,8 @@ check: debian-packages-check $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	@# The plugin has no async runtime and speaks no network protocol (ARCHITECTURE.md, invariant 6).
 	! $(CARGO) tree --locked --offline -p podspan-cni --all-features -e normal,build --prefix none | grep -E '^(tokio|hyper|rustls) '
+	@# Of all platforms, which cargo-deny looks at.
+	$(CARGO) fetch --locked
 	$(TOOLS)/bin/cargo-deny --offline --locked check licenses bans sources
 	tests/chart/run
 
