@@ -149,7 +149,7 @@ class Node:
             "imageGCHighThresholdPercent": 100, "serializeImagePulls": False, "resolvConf": "",
             "staticPodPath": STATIC_PODS, "fileCheckFrequency": "1s",
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
-            "kubeAPIQPS": 100, "kubeAPIBurst": 200, "registryPullQPS": 0, "eventRecordQPS": 0,
+            "kubeAPIQPS": 100, "kubeAPIBurst": 200, "eventRecordQPS": 100, "eventBurst": 200,
             # A test kills agents more often than a crash loop is granted.
             "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
             "nodeStatusUpdateFrequency": "4s", "nodeLeaseDurationSeconds": 16,
