@@ -8,6 +8,12 @@ image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
+{{- define "podspan.subject" -}}
+- kind: ServiceAccount
+  name: podspan
+  namespace: {{ .Release.Namespace }}
+{{- end }}
+
 {{/* The agent's configuration. JSON's texts, numbers and lists are TOML's, too. */}}
 {{- define "podspan.config" -}}
 registry = "kubernetes"
@@ -21,7 +27,10 @@ cluster_cidrs = {{ toJson . }}
 routers = {{ toJson . }}
 {{- end }}
 {{- if .Values.allocate }}
-allocate = true
+allocate_pod_cidrs = true
+{{- end }}
+{{- with .Values.nodePrefixLengths }}
+node_prefix_lengths = {{ toJson . }}
 {{- end }}
 {{- with .Values.mtu }}
 mtu = {{ int . }}
@@ -32,10 +41,14 @@ vxlan_vni = {{ int . }}
 {{- with .Values.vxlan.port }}
 vxlan_port = {{ int . }}
 {{- end }}
+{{- if .Values.vxlan.accept }}
+vxlan_accept = true
+{{- end }}
 masquerade = {{ toJson .Values.masquerade }}
 {{- with .Values.nonMasqueradeCIDRs }}
 non_masquerade_cidrs = {{ toJson . }}
 {{- end }}
+bridge_netfilter = {{ toJson .Values.bridgeNetfilter }}
 network = {{ toJson .Values.network }}
 bridge = {{ toJson .Values.bridge }}
 {{- with .Values.dataDir }}

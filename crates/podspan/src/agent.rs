@@ -33,7 +33,7 @@ use crate::told::{Lines, Told};
 /// Looks at the latest after this time, whatever the sources say.
 pub const PERIOD: Duration = Duration::from_secs(10);
 /// What comes this soon after an event belongs to it.
-const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE: Duration = Duration::from_millis(5);
 /// Between the begins of two looks, at the least: a storm of events costs five looks a second.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -42,6 +42,7 @@ const PACE: Duration = Duration::from_millis(200);
 /// # Errors
 /// No netlink socket, or no thread; never because of what it meets later.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    podspan_kernel::start::share_memory_of_threads();
     let mut files: Vec<_> = config.registry.file().into_iter().collect();
     if let Role::Node(role) = &config.role {
         files.push(role.conflist.clone());
@@ -161,16 +162,19 @@ impl Agent<'_> {
         let metrics = &self.board.metrics;
         metrics.nodes.set(count(cluster.nodes.len()));
         let look = look(&mut self.netlink, &mut self.filter, self.config, cluster)?;
-        if let Some((desired, observed)) = &look.both {
+        if let Some((_, observed)) = &look.both {
             let tunnels = observed.tunnels.iter();
             self.tunnels.set(tunnels.map(|tunnel| tunnel.index));
-            let last = self.board.last_targets();
-            let targets = probe::targets(self.config, cluster, desired, &last);
-            self.board.set_targets(targets);
         }
         found.note(self.config, &look, metrics);
         let at = (&mut self.netlink, &mut self.filter);
         found.make(at, &look.plan.changes, metrics);
+        if let Some((desired, _)) = &look.both {
+            // Now that the gateways are there, which tests begin at.
+            let last = self.board.last_targets();
+            let targets = probe::targets(self.config, cluster, desired, &last);
+            self.board.set_targets(targets);
+        }
         metrics.look_succeeded();
         Ok(())
     }

@@ -719,6 +719,17 @@ mod tests {
     }
 
     #[test]
+    fn what_the_manifest_gives_the_agent_is_understood() {
+        let manifest = include_str!("../../../deploy/podspan.yaml");
+        let block = manifest.split("  agent.toml: |\n").nth(1).unwrap();
+        let lines = block.lines().map_while(|line| line.strip_prefix("    "));
+        let content: Vec<_> = lines.collect();
+        let config = agent(&content.join("\n")).unwrap();
+        assert!(matches!(config.registry, RegistryConfig::Kubernetes(_)));
+        assert_eq!(config.proc_sys, Path::new("/host/proc/sys"));
+    }
+
+    #[test]
     fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
         let table = [
             (

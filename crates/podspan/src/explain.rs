@@ -164,7 +164,10 @@ impl Explanation {
         let passes = tests.as_ref().map(Tests::pass);
         let first = |state| hops.iter().find(|hop| hop.state == state);
         let wrong = first(State::Wrong);
-        let of = |hop: &Hop| format!("{}: {}", hop.place, hop.what);
+        let of = |hop: &Hop| {
+            let mend = hop.mend.iter().map(|mend| format!("; to mend it: {mend}"));
+            format!("{}: {}{}", hop.place, hop.what, mend.collect::<String>())
+        };
         let verdict = match (wrong, &tests) {
             (None, None) => "nothing wrong is seen; it was not tested".to_owned(),
             (Some(hop), None) => format!("it should not pass, but was not tested: {}", of(hop)),

@@ -81,7 +81,12 @@ enum Command {
     /// Take a container off the network, as a runtime does
     Del(runtime::Arguments),
     /// Go over from flannel, kindnet or the bridge plugin; its pods keep their addresses
-    Migrate(migrate::Arguments),
+    Migrate {
+        #[command(flatten)]
+        file: ConfigFile,
+        #[command(flatten)]
+        arguments: migrate::Arguments,
+    },
     /// List the attachments of this node
     List(ConfigFile),
     /// Have a whole cluster on this machine: nodes, pods and a router as namespaces
@@ -131,7 +136,9 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),
         Command::Del(arguments) => runtime::del(arguments, output),
-        Command::Migrate(arguments) => migrate::run(&arguments, output),
+        Command::Migrate { file, arguments } => {
+            migrate::run(file.read(RoleName::Node)?, &arguments, output)
+        }
         Command::List(file) => list::print_list(file.config.as_deref(), output),
         Command::Lab(command) => lab::run(command, output),
     }

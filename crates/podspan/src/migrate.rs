@@ -21,7 +21,7 @@ use podspan_kernel::{Link, Netlink, Prefix, Route, RouteProtocol, sysctl};
 use serde::Serialize;
 
 use crate::apply::apply;
-use crate::config::{Config, Role, RoleName};
+use crate::config::{Config, Role};
 use crate::desired::{Desired, Sysctl};
 use crate::look::look;
 use crate::observe::list_allocations;
@@ -34,9 +34,6 @@ use foreign::{Foreign, Kind, Leftover};
 /// What to do.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The agent's configuration [default: /etc/podspan/agent.toml]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// The network that is expected here; another one is an error
     #[arg(long, value_enum)]
     from: Option<Kind>,
@@ -89,10 +86,8 @@ struct Report {
 /// the way.
 ///
 /// # Errors
-/// A configuration, a node list or a conflist that cannot be used, or what the kernel answered; then nothing was changed.
-pub fn run(arguments: &Arguments, output: Output) -> anyhow::Result<ExitCode> {
-    let config = Config::read(RoleName::Node, arguments.config.as_deref(), None)?;
-    sysctl::use_root(&config.proc_sys)?;
+/// A node list or a conflist that cannot be used, or what the kernel answered; then nothing was changed.
+pub fn run(config: Config, arguments: &Arguments, output: Output) -> anyhow::Result<ExitCode> {
     let mut netlink = Netlink::open()?;
     let mut draft = Draft::default();
     match arguments.finish {

@@ -11,6 +11,8 @@
     reason = "a test"
 )]
 
+#[path = "lab/explain.rs"]
+mod explain;
 #[path = "lab/harness.rs"]
 mod harness;
 #[path = "lab/vxlan.rs"]

@@ -1,6 +1,6 @@
 //! The agent with five thousand Nodes in a real API server: memory, first sync, a change's way into the kernel, CPU, requests.
 //!
-//!     cargo bench --profile dev -p podspan --bench nodes -- --podspan bin/podspan
+//!     make bench-nodes
 //!
 //! As root, after `make kubernetes`. It prints a table; the figures of `docs/benchmarks.md` are from here. The machine is a
 //! network namespace, the Nodes are objects without machines: nothing answers there, so the self-test is off.
