@@ -126,7 +126,7 @@ debian-packages-runtimes:
 debian-packages-e2e:
 	@tools/need ip:iproute2 nft:nftables iptables:iptables conntrack:conntrack etcd:etcd-server containerd:containerd \
 	  runc:runc busybox:busybox-static openssl:openssl python3:python3 protoc:protobuf-compiler \
-	  /usr/lib/python3/dist-packages/grpc:python3-grpcio go:golang-go
+	  /usr/lib/python3/dist-packages/grpc:python3-grpcio
 debian-packages-bench: debian-packages
 	@tools/need tc:iproute2 iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 debian-packages-instructions:

@@ -124,8 +124,7 @@ def ask(address, port):
             connection.sendall(b"GET /cgi-bin/who HTTP/1.0\r\n\r\n")
             answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
     except OSError as error:
-        error.strerror = f"{error.strerror or error}: {address} port {port}"
-        raise
+        raise type(error)(error.errno, f"{error.strerror or error}: {address} port {port}") from None
     name, _, seen = answer.split("\r\n\r\n")[-1].strip().splitlines()[-1].partition(" saw ")
     return name, seen.removeprefix("[").removesuffix("]").removeprefix("::ffff:")
 

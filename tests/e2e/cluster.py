@@ -162,6 +162,9 @@ class Cluster:
         for namespace in ("default", "kube-system"):
             for event in self.api.list("Event", namespace=namespace)[-30:]:
                 print(event.get("lastTimestamp"), event["involvedObject"]["name"], event["reason"], event.get("message"), sep="\t")
+        for node in self.nodes:
+            for command in ("ip -4 route", "ip -6 route", "ip neigh"):
+                print(f"--- {node.name}: {command}", node.run(command), sep="\n")
         for log in sorted(self.home.glob("**/log/*.log")):
             print(f"--- {log}", *log.read_text(errors="replace").splitlines()[-8:], sep="\n")
 

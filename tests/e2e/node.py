@@ -43,6 +43,7 @@ class Node:
     def __init__(self, number, home, kubernetes):
         self.name = f"node{number}"
         self.addresses = [f"192.168.1.{10 + number}", f"fd00:192:168:1::{10 + number}"]
+        self.mac = f"02:00:c0:a8:01:{10 + number:02x}"
         self.home = home / self.name
         self.home.mkdir(parents=True)
         self.kubernetes = kubernetes
@@ -64,8 +65,9 @@ class Node:
         machine.within(self.netns, machine.add_what_is_foreign)
 
     def plug(self):
-        """The cable from the switch, which is this namespace's bridge, to the node's uplink."""
-        machine.run(f"ip link add {self.name} mtu {MTU} type veth peer name {UPLINK} mtu {MTU} netns {self.pid}")
+        """The cable from the switch, which is this namespace's bridge, to the node's uplink, whose MAC address stays."""
+        uplink = f"{UPLINK} address {self.mac} mtu {MTU} netns {self.pid}"
+        machine.run(f"ip link add {self.name} mtu {MTU} type veth peer name {uplink}")
         machine.run(f"ip link set {self.name} master underlay up")
         for command in [
             *(f"ip addr add {address}/{length} dev {UPLINK}{nodad}" for address, length, nodad in
@@ -147,7 +149,7 @@ class Node:
             "imageGCHighThresholdPercent": 100, "serializeImagePulls": False, "resolvConf": "",
             "staticPodPath": STATIC_PODS, "fileCheckFrequency": "1s",
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
-            "kubeAPIQPS": 100, "kubeAPIBurst": 200, "registryPullQPS": 0, "eventRecordQPS": 0,
+            "kubeAPIQPS": 100, "kubeAPIBurst": 200, "eventRecordQPS": 100, "eventBurst": 200,
             # A test kills agents more often than a crash loop is granted.
             "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
             "nodeStatusUpdateFrequency": "4s", "nodeLeaseDurationSeconds": 16,

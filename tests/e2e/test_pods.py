@@ -5,7 +5,7 @@ import itertools
 
 import machine
 from cases import Case
-from cluster import OUTSIDE_ADDRESSES, pod_spec
+from cluster import INTERNET_ADDRESSES, OUTSIDE_ADDRESSES, ROUTER, pod_spec
 from kube import wait_for
 
 PROBE = {"httpGet": {"path": "/cgi-bin/who", "port": 80}, "periodSeconds": 1, "failureThreshold": 3}
@@ -35,6 +35,18 @@ class Pods(Case):
             seen_from = node.addresses if node is not pod.node else [None, None]
             for address, own in zip(pod.addresses, seen_from):
                 self.assert_served(pod.name, address, netns=node.netns, seen_from=own)
+
+    def test_what_leaves_the_cluster_leaves_under_the_nodes_address(self):
+        for pod in self.pods(**{f"web-{node.name}": node for node in self.nodes}):
+            with machine.Answering(ROUTER, 8000):
+                for own, address in zip(pod.node.addresses, INTERNET_ADDRESSES, strict=True):
+                    self.assertEqual(machine.seen_by(address, 8000, pod.netns), own, f"asker of {address} in {pod.name}")
+
+    def test_nodes_have_a_network(self):
+        for node in self.nodes:
+            conditions = self.api.read("Node", node.name)["status"]["conditions"]
+            [network] = [each["status"] for each in conditions if each["type"] == "NetworkUnavailable"]
+            self.assertEqual(network, "False", node.name)
 
     def test_probes_of_the_kubelet_reach_pods(self):
         node = self.nodes[0]

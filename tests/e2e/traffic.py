@@ -41,15 +41,16 @@ class Flow:
     """One asker, one server, one address."""
 
     def __init__(self, asker, server, address):
-        self.address, self.sent, self.seen = address, 0, 0
+        self.address, self.sent, self.seen, self.is_over = address, 0, 0, False
         self.is_done = threading.Event()
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.server, self.asker = (
             machine.within(netns, lambda: socket.socket(family, socket.SOCK_DGRAM)) for netns in (server, asker))
         self.server.bind((address, PORT))
         self.asker.connect((address, PORT))
-        # So that a silence is noticed.
+        # So that threads notice their end.
         self.asker.settimeout(0.2)
+        self.server.settimeout(0.2)
         self.threads = [threading.Thread(target=each, daemon=True) for each in (self.echo, self.ask, self.count)]
 
     def start(self):
@@ -57,12 +58,13 @@ class Flow:
             thread.start()
 
     def echo(self):
-        while True:
+        while not self.is_over:
             try:
                 data, asker = self.server.recvfrom(64)
                 self.server.sendto(data, asker)
             except OSError:
-                return
+                # Nothing came, or the way back is gone: what is lost is counted where it was sent.
+                pass
 
     def ask(self):
         while not self.is_done.is_set():
@@ -89,5 +91,7 @@ class Flow:
     def stop(self):
         for thread in self.threads[1:]:
             thread.join()
+        self.is_over = True
+        self.threads[0].join()
         self.server.close()
         self.asker.close()
