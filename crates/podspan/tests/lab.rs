@@ -308,7 +308,10 @@ fn killing_agents_loses_no_packet() {
 #[test]
 fn pods_come_and_go_while_the_agent_is_stopped() {
     let lab = Lab::up("stopped", &["--nodes", "2", "--pods", "1"]);
-    lab.sh("node1", "kill -STOP $(cat /run/podspan/agent.pid)");
+    // Its threads stop one after the other.
+    let stop = "pid=$(cat /run/podspan/agent.pid); kill -STOP $pid; \
+                until grep -q '^State:.T' /proc/$pid/status; do sleep 0.01; done";
+    lab.sh("node1", stop);
     let output = lab.podspan(&["status"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("node1 (stopped)"));

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 /// The most nodes: their addresses end with .11 to .210.
 const NODES_MAX: u16 = 200;
+/// The most nodes that test the ways to each other: the kernel has one table of neighbours for all nodes of a lab
+/// (`gc_thresh3`), and each of these asks for all others at once.
+const PROBED_MAX: u16 = 10;
 /// The most pods of a node, out of 253 addresses; some stay free for those that `lab add` and `lab check` add.
 const PODS_MAX: u16 = 240;
 
@@ -248,6 +251,9 @@ impl Layout {
                 toml_list(cluster_cidrs()),
                 toml_list(routers.map(|net| net.addr())),
             );
+        }
+        if self.nodes > PROBED_MAX {
+            config += "probe = false\n";
         }
         config
     }
