@@ -161,7 +161,8 @@ class Cluster:
             print(pod["metadata"]["name"], pod["spec"].get("nodeName"), pod["status"]["phase"], *addresses, sep="\t")
         for namespace in ("default", "kube-system"):
             for event in self.api.list("Event", namespace=namespace)[-30:]:
-                print(event.get("lastTimestamp"), event["involvedObject"]["name"], event["reason"], event.get("message"), sep="\t")
+                whose = event["involvedObject"]["name"]
+                print(event.get("lastTimestamp"), whose, event["reason"], event.get("message"), sep="\t")
         for node in self.nodes:
             for command in ("ip -4 route", "ip -6 route", "ip neigh"):
                 print(f"--- {node.name}: {command}", node.run(command), sep="\n")
@@ -172,12 +173,6 @@ class Cluster:
         """The words that run a command on each machine."""
         nodes = {node.name: node.enter() for node in self.nodes}
         return nodes | {name: ["ip", "netns", "exec", name] for name in ("control", "router")}
-
-    def stop(self):
-        for node in self.nodes:
-            node.power_off()
-        self.control.stdin.close()
-        self.control.wait()
 
 
 def give_addresses(interface, addresses, namespace=""):
