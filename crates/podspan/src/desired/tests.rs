@@ -30,12 +30,12 @@ fn node1(routing: Routing) -> Config {
     let role = NodeRole {
         name: "node1".to_owned(),
         routing,
-        vxlan: Box::new(VxlanRole {
+        vxlan: VxlanRole {
             names: ["podspan-vxlan4", "podspan-vxlan6"].map(|name| name.parse().unwrap()),
             vni: 112,
             port: 8472,
             accept: false,
-        }),
+        },
         network: "podspan".parse().unwrap(),
         bridge: "podspan0".parse().unwrap(),
         mtu: None,

@@ -199,4 +199,4 @@ fn check_families(fields: &mut Fields<'_>, addresses: &[IpAddr], pod_cidrs: &[Pr
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -1,19 +1,9 @@
 use std::sync::Arc;
 
+use super::nodes_file::tests::GOOD;
 use super::*;
 use crate::kubernetes::object::Record;
 use crate::kubernetes::{About, News};
-
-const GOOD: &str = r#"
-    [[nodes]]
-    name = "node1"
-    addresses = ["192.168.1.11", "fd00:192:168:1::11"]
-    pod_cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"]
-    [[nodes]]
-    name = "node2"
-    addresses = ["192.168.1.12", "fd00:192:168:1::12"]
-    pod_cidrs = ["10.244.2.0/24", "fd00:10:244:2::/64"]
-"#;
 
 #[test]
 fn the_last_good_cluster_stays_whatever_becomes_of_the_file() {

@@ -4,7 +4,8 @@ fn read(content: &str) -> (Cluster, Vec<Refusal>) {
     parse(Path::new("nodes.toml"), content).unwrap()
 }
 
-const GOOD: &str = r#"
+/// Two nodes with which nothing is wrong.
+pub const GOOD: &str = r#"
     [[nodes]]
     name = "node1"
     addresses = ["192.168.1.11", "fd00:192:168:1::11"]
