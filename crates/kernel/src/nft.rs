@@ -40,6 +40,7 @@ pub use value::{Type, Value};
 
 use crate::error::Result;
 use crate::netlink::{DUMP_TRIES, Refusal};
+use crate::nfnetlink::encode::Attributes;
 use crate::nfnetlink::{Nfnetlink, encode};
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
@@ -204,24 +205,11 @@ impl Nft {
     /// # Errors
     /// Not found; EBADMSG when the set is of other types than `set` says; EINTR when commits never let a dump finish.
     pub fn list_elements(&mut self, set: &Set<'_>) -> Result<Vec<Element>> {
-        let header = set.request(message::GET_ELEMENTS, NLM_F_DUMP);
         let error = |refusal: Refusal| refusal.into_error(format!("list elements of {set}"));
         for _ in 0..DUMP_TRIES {
-            let mut stored = Some(Vec::new());
-            let asked = self.link.dump(
-                header,
-                |to| set.encode_name(to),
-                |part| match part {
-                    None => stored = Some(Vec::new()),
-                    Some(attributes) => {
-                        match (&mut stored, element::read_stored(set, attributes)) {
-                            (Some(all), Some(part)) => all.extend(part),
-                            _ => stored = None,
-                        }
-                    }
-                },
-            );
-            asked.map_err(error)?;
+            let stored = self
+                .walk(set, |attributes| element::read_stored(set, attributes))
+                .map_err(error)?;
             // Its hash table grew meanwhile, and was walked again from its beginning (`nft_rhash_walk`).
             if !stored.as_deref().is_some_and(element::has_doubles) {
                 return stored
@@ -230,6 +218,27 @@ impl Nft {
             }
         }
         Err(error(Errno::INTR.into()))
+    }
+
+    /// One walk over all that is stored in a set, in the parts that the kernel tells of it; none when one cannot be read.
+    fn walk<T>(
+        &mut self,
+        set: &Set<'_>,
+        read: impl Fn(Attributes<'_>) -> Option<Vec<T>>,
+    ) -> std::result::Result<Option<Vec<T>>, Refusal> {
+        let mut stored = Some(Vec::new());
+        self.link.dump(
+            set.request(message::GET_ELEMENTS, NLM_F_DUMP),
+            |to| set.encode_name(to),
+            |part| match part {
+                None => stored = Some(Vec::new()),
+                Some(attributes) => match (&mut stored, read(attributes)) {
+                    (Some(all), Some(part)) => all.extend(part),
+                    _ => stored = None,
+                },
+            },
+        )?;
+        Ok(stored)
     }
 
     /// The element of that key, or none: of a set of single keys, whose size does not matter.

@@ -85,8 +85,6 @@ pub(super) fn plan(wanted: &Wanted, plan: &mut Plan) {
     }
 }
 
-/// The first two rules let nearly every frame through by one look into one set: what comes behind them costs a pod a tenth of
-/// its requests a second. ICMPv6 goes the long way, for what it says of neighbours; `l4proto` finds it behind other headers.
 fn lay(batch: &mut Batch) {
     for set in &SETS {
         batch.add_set(set);
@@ -95,14 +93,23 @@ fn lay(batch: &mut Batch) {
         batch.add_chain(chain);
         batch.flush_chain(chain);
     }
-    let port = |fields: &[Field]| [&[Field::IIFNAME], fields].concat();
-    let sender = |address| port(&[Field::ETHER_SADDR, address]);
-    let drop_unless = |chain, fields: &[Field], set: &Set<'_>| {
-        let rule = Rule::of(chain).is_not_in(fields, set);
-        rule.verdict(&Verdict::Drop)
-    };
-    let from_nowhere = || Rule::of(IPS).is(Field::IP6_SADDR, Ipv6Addr::UNSPECIFIED);
-    let rules = [
+    for rule in entrance().into_iter().chain(long_way()) {
+        batch.add_rule(&rule);
+    }
+}
+
+fn port(fields: &[Field]) -> Vec<Field> {
+    [&[Field::IIFNAME], fields].concat()
+}
+
+fn sender(address: Field) -> Vec<Field> {
+    port(&[Field::ETHER_SADDR, address])
+}
+
+/// The first two rules let nearly every frame through by one look into one set: what comes behind them costs a pod a tenth of
+/// its requests a second. ICMPv6 goes the long way, for what it says of neighbours; `l4proto` finds it behind other headers.
+fn entrance() -> [Rule<'static>; 3] {
+    [
         Rule::of(PREROUTING)
             .is_in(&sender(Field::IP_SADDR), &PORT_IP4)
             .verdict(&Verdict::Accept),
@@ -113,6 +120,17 @@ fn lay(batch: &mut Batch) {
         Rule::of(PREROUTING)
             .is_in(&[Field::IIFNAME], &GUARDED)
             .verdict(&Verdict::jump(&MACS)),
+    ]
+}
+
+/// What is of a guarded port and was not let through: not its own address, or nothing of IP.
+fn long_way() -> Vec<Rule<'static>> {
+    let drop_unless = |chain, fields: &[Field], set: &Set<'_>| {
+        let rule = Rule::of(chain).is_not_in(fields, set);
+        rule.verdict(&Verdict::Drop)
+    };
+    let from_nowhere = || Rule::of(IPS).is(Field::IP6_SADDR, Ipv6Addr::UNSPECIFIED);
+    let rules = [
         drop_unless(MACS, &port(&[Field::ETHER_SADDR]), &PORT_MAC),
         Rule::of(MACS)
             .is_not_in(&[Field::IIFNAME], &ANY_IP)
@@ -147,9 +165,7 @@ fn lay(batch: &mut Batch) {
             .verdict(&Verdict::Return)
     });
     let last = drop_unless(IPS, &sender(Field::IP6_SADDR), &PORT_IP6);
-    for rule in rules.into_iter().chain(harmless).chain([last]) {
-        batch.add_rule(&rule);
-    }
+    rules.into_iter().chain(harmless).chain([last]).collect()
 }
 
 /// Names the key, where the kernel cannot guard what crosses a bridge.

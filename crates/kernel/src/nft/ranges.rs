@@ -7,15 +7,15 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_DUMP;
 use rustix::io::Errno;
 
+use super::Nft;
 use super::element::{Element, read_keys};
 use super::set::Set;
-use super::{Nft, message};
 use crate::error::Result;
 use crate::names::Prefix;
 use crate::netlink::{DUMP_TRIES, Refusal};
+use crate::nfnetlink::encode::Attributes;
 
 /// Addresses of one family, from the first to the last, which belongs to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,30 +105,17 @@ impl Nft {
     /// EBADMSG when the keys of the set are no addresses; EINTR when commits never let a dump finish; what the kernel
     /// answered.
     pub fn list_ranges(&mut self, set: &Set<'_>) -> Result<Vec<AddressRange>> {
-        let header = set.request(message::GET_ELEMENTS, NLM_F_DUMP);
         let error = |refusal: Refusal| refusal.into_error(format!("list ranges of {set}"));
+        let read = |attributes: Attributes<'_>| {
+            let keys = read_keys(attributes);
+            keys.map(|key| key.and_then(Edge::read)).collect()
+        };
         for _ in 0..DUMP_TRIES {
-            let mut stored = Some(Vec::new());
-            let asked = self.link.dump(
-                header,
-                |to| set.encode_name(to),
-                |part| match part {
-                    None => stored = Some(Vec::new()),
-                    Some(attributes) => {
-                        for read in read_keys(attributes) {
-                            match (&mut stored, read.and_then(Edge::read)) {
-                                (Some(all), Some(edge)) => all.push(edge),
-                                _ => stored = None,
-                            }
-                        }
-                    }
-                },
-            );
-            match asked {
-                Ok(()) => {}
+            let stored = match self.walk(set, read) {
+                Ok(stored) => stored,
                 Err(refusal) if refusal.errno == Errno::NOENT => return Ok(Vec::new()),
                 Err(refusal) => return Err(error(refusal)),
-            }
+            };
             let mut stored = stored.ok_or_else(|| error(Errno::BADMSG.into()))?;
             stored.sort_unstable();
             let len = stored.len();
