@@ -53,6 +53,14 @@ pub struct Node {
     pub pod_cidrs: Box<[Prefix]>,
 }
 
+impl Node {
+    /// Its address of the family of that one.
+    pub fn address_beside(&self, ip: IpAddr) -> Option<IpAddr> {
+        let mut all = self.addresses.iter();
+        all.find(|own| own.is_ipv4() == ip.is_ipv4()).copied()
+    }
+}
+
 /// What could be read of a refused entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Remains {

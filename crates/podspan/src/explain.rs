@@ -9,13 +9,15 @@ mod hops;
 mod pods;
 mod tests_made;
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use podspan_kernel::Netlink;
 use serde::Serialize;
 
-use crate::config::{Config, Role};
+use crate::config::{Config, RegistryConfig, Role};
+use crate::kubernetes;
 use crate::list;
 use crate::look::look;
 use crate::output::{Output, columns};
@@ -29,9 +31,10 @@ use tests_made::Tests;
 /// `podspan explain`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The pod that sends, one of this node: its address, or its container's id or the begin of it (podspan list)
+    /// The pod that sends, one of this node: its address, its container's id or the begin of it (podspan list), or, where the
+    /// registry is Kubernetes, namespace/name
     from: String,
-    /// The pod that receives: its address, or of a pod of this node its container's id
+    /// The pod that receives: its address, namespace/name, or of a pod of this node its container's id
     to: String,
     /// The TCP port that it should answer on
     port: Option<u16>,
@@ -117,13 +120,17 @@ fn explain(arguments: &Arguments, config: &Config) -> anyhow::Result<Explanation
         is_ipv4: !arguments.ipv6,
     };
     // An address says which family is meant, whichever of the two it is given for.
-    for name in [&arguments.from, &arguments.to] {
-        if let Ok(ip) = name.parse::<std::net::IpAddr>() {
+    let names = [&arguments.from, &arguments.to];
+    for name in names {
+        if let Ok(ip) = name.parse::<IpAddr>() {
             wanted.is_ipv4 = ip.is_ipv4();
         }
     }
-    let from = wanted.find(&mut netlink, &arguments.from)?;
-    let to = wanted.find(&mut netlink, &arguments.to)?;
+    let [from, to] = names.map(|name| match name.contains('/') {
+        true => wanted.of_address(&mut netlink, named(name, &config.registry, wanted.is_ipv4)?),
+        false => wanted.find(&mut netlink, name),
+    });
+    let (from, to) = (from?, to?);
     if from.here.is_none() {
         bail!("{} is a pod of {}: run this there", from.ip, from.node);
     }
@@ -141,6 +148,18 @@ fn explain(arguments: &Arguments, config: &Config) -> anyhow::Result<Explanation
         hops.extend(tests_made::between_nodes(config, cluster, (&look, &to)));
     }
     Ok(Explanation::of(&from, &to, hops, tests))
+}
+
+/// The address of the pod that Kubernetes knows by that name.
+fn named(name: &str, registry: &RegistryConfig, is_ipv4: bool) -> anyhow::Result<IpAddr> {
+    let RegistryConfig::Kubernetes(kubernetes) = registry else {
+        bail!("{name:?}: pods have names with registry = \"kubernetes\" only; see podspan list");
+    };
+    let mut addresses = kubernetes::pod::addresses(kubernetes, name)?.into_iter();
+    let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+    addresses
+        .find(|ip| ip.is_ipv4() == is_ipv4)
+        .with_context(|| format!("pod {name} has no {family} address"))
 }
 
 impl Hop {

@@ -11,6 +11,7 @@ pub mod allocate;
 mod backoff;
 mod client;
 pub mod object;
+pub mod pod;
 mod report;
 mod state;
 mod watch;

@@ -78,7 +78,11 @@ impl Wanted<'_> {
         }
     }
 
-    fn of_address(&self, netlink: &mut Netlink, ip: IpAddr) -> anyhow::Result<Pod> {
+    /// The pod that has that address.
+    ///
+    /// # Errors
+    /// No pod has it; what the kernel answered.
+    pub fn of_address(&self, netlink: &mut Netlink, ip: IpAddr) -> anyhow::Result<Pod> {
         if let Some(row) = self.rows.iter().find(|row| row.addresses.contains(&ip)) {
             return self.here(netlink, row, ip);
         }
@@ -109,7 +113,7 @@ impl Wanted<'_> {
         let containers: BTreeSet<&str> = found.iter().map(|row| row.container.as_str()).collect();
         match containers.len() {
             0 => bail!(
-                "no pod of this node has a container {name:?}; see podspan list, and name pods of other nodes by address"
+                "no pod of this node has a container {name:?}; see podspan list, and name pods of other nodes by address or as namespace/name"
             ),
             1 => {}
             count => bail!("{count} containers begin with {name:?}; give more of the id"),

@@ -34,6 +34,8 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Error for Failure {}
+
 impl Failure {
     /// Of our own finding.
     pub fn of(text: String) -> Self {

@@ -144,6 +144,14 @@ impl Plane {
         std::fs::write(machine.path("router.toml"), router).unwrap();
     }
 
+    /// The agent's configuration with the kubeconfig of somebody who may do everything.
+    pub fn configure_as_admin(&self, machine: &Machine) {
+        let written = std::fs::read_to_string(machine.path("agent.toml")).unwrap();
+        let [own, admin] = ["podspan", "admin"].map(|user| self.home.path().join(user));
+        let admin = written.replace(&*own.to_string_lossy(), &admin.to_string_lossy());
+        std::fs::write(machine.path("agent.toml"), admin).unwrap();
+    }
+
     /// `kill` or `start`.
     pub fn order(&mut self, order: &str) {
         writeln!(self.hand.as_ref().unwrap(), "{order}").unwrap();
@@ -236,9 +244,13 @@ impl Plane {
     }
 
     pub fn patch_status(&self, node: &str, status: &Value) {
+        self.patch_status_of(NODES, node, status);
+    }
+
+    pub fn patch_status_of(&self, path: &str, name: &str, status: &Value) {
         let patch = Patch::Strategic(json!({"status": status}));
-        let nodes = Request::new(NODES);
-        let request = nodes.patch_subresource("status", node, &PatchParams::default(), &patch);
+        let request = Request::new(path);
+        let request = request.patch_subresource("status", name, &PatchParams::default(), &patch);
         let _: Value = self
             .runtime
             .block_on(self.client.request(request.unwrap()))

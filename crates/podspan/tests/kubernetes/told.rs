@@ -132,3 +132,48 @@ fn a_node_that_is_refused_is_told_of_by_its_own_agent_only() {
     assert_eq!(plane.condition("zz", "NetworkUnavailable"), None);
     assert_eq!(agent.stop(), Some(0));
 }
+
+#[test]
+fn explain_finds_a_pod_by_its_name_or_says_what_to_do_without_the_right() {
+    let (machine, plane) = node1();
+    plane.create_node(2);
+    let pods = "/api/v1/namespaces/default/pods";
+    let account = json!({"metadata": {"name": "default"}});
+    plane.create("/api/v1/namespaces/default/serviceaccounts", &account);
+    for name in ["web", "pending"] {
+        let container = json!({"name": "web", "image": "web.test/web:1"});
+        let spec = json!({"containers": [container], "automountServiceAccountToken": false});
+        plane.create(pods, &json!({"metadata": {"name": name}, "spec": spec}));
+    }
+    let ips = json!([{"ip": "10.0.2.9"}, {"ip": "fd00:10:2::9"}]);
+    plane.patch_status_of(pods, "web", &json!({"podIP": "10.0.2.9", "podIPs": ips}));
+
+    let explain = |words: &str| machine.run(&format!("explain {words}"));
+    let (code, told) = explain("default/web 10.0.2.8");
+    let mend = "kubectl get pod --namespace default web -o wide";
+    assert!(
+        code == 2 && told.contains("(403)") && told.contains(mend),
+        "{told}"
+    );
+
+    plane.configure_as_admin(&machine);
+    for (words, expected) in [
+        (
+            "default/web 10.0.2.8",
+            "10.0.2.9 is a pod of node2: run this there",
+        ),
+        (
+            "-6 default/web fd00:10:2::8",
+            "fd00:10:2::9 is a pod of node2",
+        ),
+        (
+            "default/pending 10.0.2.8",
+            "pod default/pending has no address yet",
+        ),
+        ("default/none 10.0.2.8", "(404)"),
+        ("default/../web 10.0.2.8", "is written namespace/name"),
+    ] {
+        let (code, told) = explain(words);
+        assert!(code == 2 && told.contains(expected), "{words}: {told}");
+    }
+}
