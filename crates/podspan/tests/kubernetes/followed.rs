@@ -117,6 +117,10 @@ fn an_api_server_that_is_killed_changes_nothing_and_is_told_once_and_all_is_caug
     let (machine, mut plane) = three_nodes();
     let agent = machine.start("agent");
     machine.until_routes(&THREE_NODES);
+    // Else what the kill interrupts is a report, and that is told too.
+    machine.until("reported", || {
+        plane.condition("node1", "NetworkUnavailable").is_some()
+    });
     machine.until("right", || machine.run("plan").0 == 0);
     let monitor = Monitor::start(&machine, "route");
     plane.order("kill");
