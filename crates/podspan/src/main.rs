@@ -29,6 +29,8 @@ mod observe;
 mod output;
 mod packet_filter;
 mod plan;
+#[allow(dead_code, reason = "the interface between model, watch and dataplane")]
+mod policy;
 mod probe;
 mod refusal;
 mod registry;
