@@ -1,4 +1,4 @@
-//! The connections that the kernel follows (ctnetlink): those to a port, and forgetting one.
+//! The connections that the kernel follows (ctnetlink): those to a port or all, and forgetting one.
 //!
 //! A connection keeps the translation of its first packet for as long as packets come, so that a sender with a steady
 //! source port never sees a new rule. Which connections are stale is the caller's affair. Only the default zone is looked
@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 use crate::error::Result;
-use crate::netlink::u16_at;
+use crate::netlink::{Refusal, u16_at};
 use crate::nfnetlink::Nfnetlink;
 use crate::nfnetlink::encode::{Attributes, Encoder, Header};
 
@@ -26,6 +26,7 @@ const FILTER_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
 /// The attributes of a connection (`enum ctattr_type`) and of what is in them.
 mod attribute {
     pub(super) const TUPLE_ORIG: u16 = 1;
+    pub(super) const TUPLE_REPLY: u16 = 2;
     pub(super) const ID: u16 = 12;
     pub(super) const ZONE: u16 = 18;
     pub(super) const FILTER: u16 = 25;
@@ -46,7 +47,7 @@ pub struct Conntrack {
     link: Nfnetlink,
 }
 
-/// A connection, by its first packet before anything was translated.
+/// A connection, by its first packet before anything was translated, and by who answers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     /// The transport protocol (`IPPROTO_*`, linux/in.h).
@@ -55,6 +56,8 @@ pub struct Connection {
     pub source: SocketAddr,
     /// Where it went.
     pub destination: SocketAddr,
+    /// Who answers, which is another where the destination was translated.
+    pub answered_by: SocketAddr,
     /// The kernel's own words for it: the tuple and the number.
     tuple: Vec<u8>,
     id: Vec<u8>,
@@ -76,40 +79,54 @@ impl Conntrack {
     /// # Errors
     /// What the kernel answered; EINVAL from one that follows no connections.
     pub fn list(&mut self, protocol: u8, port: u16) -> Result<Vec<Connection>> {
+        let question = |to: &mut Encoder| {
+            to.nest(attribute::TUPLE_ORIG, |tuple| {
+                tuple.nest(attribute::PROTO, |to| {
+                    to.bytes_attribute(attribute::PROTO_NUM, &[protocol]);
+                    to.bytes_attribute(attribute::PROTO_PORTS[1], &port.to_be_bytes());
+                });
+            });
+            to.nest(attribute::FILTER, |to| {
+                // In the machine's own order, unlike everything else.
+                let flags = FILTER_PROTOCOL_AND_PORT.to_ne_bytes();
+                to.bytes_attribute(attribute::FILTER_ORIG_FLAGS, &flags);
+            });
+        };
+        let wanted =
+            |known: &Connection| known.protocol == protocol && known.destination.port() == port;
+        self.dump(question, wanted)
+            .map_err(|refusal| refusal.into_error(format!("list connections to port {port}")))
+    }
+
+    /// All connections that are `wanted`, of both families, of protocols with ports.
+    ///
+    /// # Errors
+    /// As with [`Self::list`].
+    pub fn list_where(&mut self, wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>> {
+        self.dump(|_| {}, wanted)
+            .map_err(|refusal| refusal.into_error("list connections".to_owned()))
+    }
+
+    fn dump(
+        &mut self,
+        question: impl Fn(&mut Encoder),
+        wanted: impl Fn(&Connection) -> bool,
+    ) -> std::result::Result<Vec<Connection>, Refusal> {
         let mut all = Vec::new();
         for family in [
             rustix::net::AddressFamily::INET,
             rustix::net::AddressFamily::INET6,
         ] {
             let mut found = Vec::new();
-            let question = |to: &mut Encoder| {
-                to.nest(attribute::TUPLE_ORIG, |tuple| {
-                    tuple.nest(attribute::PROTO, |to| {
-                        to.bytes_attribute(attribute::PROTO_NUM, &[protocol]);
-                        to.bytes_attribute(attribute::PROTO_PORTS[1], &port.to_be_bytes());
-                    });
-                });
-                to.nest(attribute::FILTER, |to| {
-                    // In the machine's own order, unlike everything else.
-                    let flags = FILTER_PROTOCOL_AND_PORT.to_ne_bytes();
-                    to.bytes_attribute(attribute::FILTER_ORIG_FLAGS, &flags);
-                });
-            };
-            self.link
-                .dump(
-                    header(GET, NLM_F_DUMP, family),
-                    question,
-                    |part| match part {
-                        None => found.clear(),
-                        Some(attributes) => found.extend(Connection::read(attributes)),
-                    },
-                )
-                .map_err(|refusal| {
-                    refusal.into_error(format!("list connections to port {port}"))
-                })?;
+            let header = header(GET, NLM_F_DUMP, family);
+            self.link.dump(header, &question, |part| match part {
+                None => found.clear(),
+                Some(attributes) => {
+                    found.extend(Connection::read(attributes).filter(|known| wanted(known)));
+                }
+            })?;
             all.extend(found);
         }
-        all.retain(|known| known.protocol == protocol && known.destination.port() == port);
         Ok(all)
     }
 
@@ -152,30 +169,40 @@ impl Connection {
             return None;
         }
         let tuple = attributes.find(attribute::TUPLE_ORIG)?;
-        let (ip, proto) = (
-            Attributes(tuple).inside(attribute::IP)?,
-            Attributes(tuple).inside(attribute::PROTO)?,
-        );
-        let address = |end: usize| -> Option<IpAddr> {
-            let [v4, v6] =
-                [attribute::IP_V4, attribute::IP_V6].map(|kinds| kinds.get(end).copied());
-            match ip.find(v4?) {
-                Some(bytes) => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
-                None => Some(Ipv6Addr::from(<[u8; 16]>::try_from(ip.find(v6?)?).ok()?).into()),
-            }
-        };
-        let port = |end: usize| {
-            let bytes = proto.find(*attribute::PROTO_PORTS.get(end)?)?;
-            u16_at(bytes, 0).map(u16::from_be)
-        };
+        let (protocol, [source, destination]) = read_tuple(Attributes(tuple))?;
+        let reply = Attributes(attributes.find(attribute::TUPLE_REPLY)?);
+        let (_, [answered_by, _]) = read_tuple(reply)?;
         Some(Self {
-            protocol: *proto.find(attribute::PROTO_NUM)?.first()?,
-            source: SocketAddr::new(address(0)?, port(0)?),
-            destination: SocketAddr::new(address(1)?, port(1)?),
+            protocol,
+            source,
+            destination,
+            answered_by,
             tuple: tuple.to_vec(),
             id: attributes.find(attribute::ID)?.to_vec(),
         })
     }
+}
+
+/// The transport protocol, and both ends.
+fn read_tuple(tuple: Attributes<'_>) -> Option<(u8, [SocketAddr; 2])> {
+    let (ip, proto) = (
+        tuple.inside(attribute::IP)?,
+        tuple.inside(attribute::PROTO)?,
+    );
+    let address = |end: usize| -> Option<IpAddr> {
+        let [v4, v6] = [attribute::IP_V4, attribute::IP_V6].map(|kinds| kinds.get(end).copied());
+        match ip.find(v4?) {
+            Some(bytes) => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
+            None => Some(Ipv6Addr::from(<[u8; 16]>::try_from(ip.find(v6?)?).ok()?).into()),
+        }
+    };
+    let port = |end: usize| {
+        let bytes = proto.find(*attribute::PROTO_PORTS.get(end)?)?;
+        u16_at(bytes, 0).map(u16::from_be)
+    };
+    let protocol = *proto.find(attribute::PROTO_NUM)?.first()?;
+    let end = |end| Some(SocketAddr::new(address(end)?, port(end)?));
+    Some((protocol, [end(0)?, end(1)?]))
 }
 
 fn header(kind: u16, flags: u16, family: rustix::net::AddressFamily) -> Header {
@@ -249,6 +276,15 @@ mod tests {
         }
         assert_eq!(conntrack.list(UDP, 53).unwrap(), []);
         assert_eq!(conntrack.list(6, 54).unwrap(), []);
+        let all = conntrack
+            .list_where(|known| known.source.is_ipv4())
+            .unwrap();
+        let ends: Vec<_> = all
+            .iter()
+            .map(|known| (known.destination, known.answered_by))
+            .collect();
+        let other = "127.0.0.1:54".parse().unwrap();
+        assert_eq!(ends, [(other, other)]);
         assert_eq!(conntrack.list(UDP, 54).unwrap().len(), 1);
     }
 }

@@ -29,7 +29,7 @@ mod observe;
 mod output;
 mod packet_filter;
 mod plan;
-#[allow(dead_code, reason = "the interface between model, watch and dataplane")]
+#[allow(dead_code, reason = "its rooms are built one after the other")]
 mod policy;
 mod probe;
 mod refusal;

@@ -16,8 +16,8 @@ use super::{SUBSYSTEM, Table};
 const BATCH_BEGIN: u16 = 0x10;
 /// `NFNL_MSG_BATCH_END`.
 const BATCH_END: u16 = 0x11;
-/// How many ranges one message holds: 64 bytes each in an attribute, which has 16 bits for its length.
-const RANGES_PER_MESSAGE: usize = 500;
+/// How many elements one message holds: a range has 64 bytes, in an attribute which has 16 bits for its length.
+const ELEMENTS_PER_MESSAGE: usize = 500;
 /// Where the generation is: behind the headers of the first message and of its attribute.
 const GENERATION_AT: usize = 16 + 4 + 4;
 
@@ -185,36 +185,52 @@ impl Batch {
         });
     }
 
+    /// Adds elements, one message for hundreds of them; that the same are there is fine.
+    pub fn add_elements(&mut self, set: &Set<'_>, elements: &[Element]) {
+        self.push_all((message::NEW_ELEMENT, NLM_F_CREATE, "add"), set, elements);
+    }
+
+    /// Deletes elements, known by their keys alone.
+    pub fn delete_elements(&mut self, set: &Set<'_>, elements: &[Element]) {
+        self.push_all((message::DELETE_ELEMENT, 0, "delete"), set, elements);
+    }
+
     /// Adds ranges to a set of addresses that may be ranges: one message for hundreds of them. That the same is there is
     /// fine, but not one that overlaps.
     pub fn add_ranges(&mut self, set: &Set<'_>, ranges: &[AddressRange]) {
-        self.push_ranges((message::NEW_ELEMENT, NLM_F_CREATE, "add"), set, ranges);
+        for part in ranges.chunks(ELEMENTS_PER_MESSAGE) {
+            let part: Vec<_> = part.iter().map(|range| range.element()).collect();
+            self.add_elements(set, &part);
+        }
     }
 
     /// Deletes ranges from a set of addresses that may be ranges.
     pub fn delete_ranges(&mut self, set: &Set<'_>, ranges: &[AddressRange]) {
-        self.push_ranges((message::DELETE_ELEMENT, 0, "delete"), set, ranges);
+        for part in ranges.chunks(ELEMENTS_PER_MESSAGE) {
+            let part: Vec<_> = part.iter().map(|range| range.element()).collect();
+            self.delete_elements(set, &part);
+        }
     }
 
-    fn push_ranges(
+    fn push_all(
         &mut self,
         (kind, flags, verb): (u16, u16, &str),
         set: &Set<'_>,
-        ranges: &[AddressRange],
+        elements: &[Element],
     ) {
-        for part in ranges.chunks(RANGES_PER_MESSAGE) {
+        for part in elements.chunks(ELEMENTS_PER_MESSAGE) {
             let action = match part {
-                [only] => at_set(verb, &only.element(), set),
+                [only] => at_set(verb, only, set),
                 [first, ..] => {
                     let more = part.len() - 1;
-                    format!("{} and {more} more", at_set(verb, &first.element(), set))
+                    format!("{} and {more} more", at_set(verb, first, set))
                 }
                 [] => continue,
             };
             self.push(Request(kind, flags, set.table), action, |to| {
                 encode_list(to, set, |list| {
-                    for range in part {
-                        range.element().encode_into(list, set);
+                    for element in part {
+                        element.encode_into(list, set);
                     }
                 });
             });

@@ -1,0 +1,262 @@
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
+
+use podspan_kernel::Errno;
+use podspan_kernel::testing::TestNs;
+
+use super::*;
+use crate::policy::object::Text;
+
+/// The chains of one attachment as the plugin makes them.
+fn attachment(name: &str) {
+    let mut batch = Batch::new();
+    batch.add_table(INET);
+    for direction in [Direction::Ingress, Direction::Egress] {
+        batch.add_chain(Chain::plain(INET, &own_chain(name, direction)));
+    }
+    Nft::open().unwrap().commit(batch).unwrap();
+}
+
+fn nft(words: &str) -> String {
+    let output = Command::new("nft").args(words.split_whitespace()).output();
+    let output = output.expect("nft of nftables is installed");
+    let printed = [output.stdout, output.stderr].concat();
+    String::from_utf8(printed).unwrap()
+}
+
+/// The rules of a chain as `nft` prints them.
+fn rules(chain: &str) -> Vec<String> {
+    let printed = nft(&format!("-s list chain inet podspan {chain}"));
+    let lines = printed.lines().map(str::trim);
+    lines
+        .filter(|line| !line.contains('{') && *line != "}")
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The elements of a set as `nft` prints them.
+fn elements(set: &str) -> String {
+    let printed = nft(&format!("-n list set inet podspan {set}"));
+    let Some((_, list)) = printed.split_once("elements = {") else {
+        return printed;
+    };
+    let list = list.split('}').next().unwrap();
+    list.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn origin(rule: usize) -> Origin {
+    let [namespace, name] = ["shop", "web"].map(Text::from);
+    Origin::Rule(Key { namespace, name }, rule)
+}
+
+fn step(peers: Peers, ports: Ports, action: Action) -> Step {
+    Step {
+        peers,
+        ports,
+        action,
+        origin: origin(0),
+    }
+}
+
+fn addresses(all: &[&str]) -> Members {
+    Members::Addresses(all.iter().map(|ip| ip.parse().unwrap()).collect())
+}
+
+fn known(ingress: Option<u32>, egress: Option<u32>) -> Verdict {
+    let [namespace, name] = ["shop", "web-0"].map(Text::from);
+    Verdict::Known {
+        pod: Key { namespace, name },
+        ingress: ingress.map(ProgramId),
+        egress: egress.map(ProgramId),
+    }
+}
+
+/// One program of each direction, with all that a step can be.
+fn everything() -> Difference {
+    let tcp = |first, last| Ports::Of(vec![(Protocol::Tcp, first, last)]);
+    let ingress = Program {
+        direction: Direction::Ingress,
+        stages: vec![
+            vec![
+                step(Peers::In(SetId(1)), Ports::Any, Action::Pass),
+                step(Peers::Anybody, tcp(22, 22), Action::Deny),
+            ],
+            vec![
+                step(Peers::In(SetId(1)), tcp(80, 81), Action::Accept),
+                step(Peers::In(SetId(2)), Ports::Any, Action::Accept),
+            ],
+        ],
+        isolated_by: vec![Key {
+            namespace: "shop".into(),
+            name: "web".into(),
+        }],
+    };
+    let all_udp = Ports::Of(vec![(Protocol::Udp, 0, u16::MAX)]);
+    let egress = Program {
+        direction: Direction::Egress,
+        stages: vec![vec![
+            step(Peers::Socket(SetId(3)), Ports::Any, Action::Accept),
+            step(Peers::Anybody, all_udp, Action::Accept),
+        ]],
+        isolated_by: Vec::new(),
+    };
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let ranges = vec![
+        (ip("10.0.0.0"), ip("10.0.0.9")),
+        (ip("fd00::"), ip("fd00::ffff")),
+    ];
+    let sockets = BTreeSet::from([
+        (ip("10.1.0.9"), Protocol::Tcp, 8080),
+        (ip("fd01::9"), Protocol::Sctp, 8081),
+    ]);
+    let sets = [
+        (1, addresses(&["10.1.0.2", "10.1.0.3", "fd01::2"])),
+        (2, Members::Ranges(ranges)),
+        (3, Members::Sockets(sockets)),
+    ];
+    Difference {
+        sets: sets
+            .into_iter()
+            .map(|(id, members)| (SetId(id), SetChange::New(members)))
+            .collect(),
+        programs: BTreeMap::from([
+            (ProgramId(1), Some(Arc::new(ingress))),
+            (ProgramId(2), Some(Arc::new(egress))),
+        ]),
+        attachments: BTreeMap::from([("a".into(), known(Some(1), Some(2)))]),
+    }
+}
+
+#[test]
+fn programs_are_chains_and_what_they_leave_undecided_is_decided_in_the_attachment_s_chain() {
+    let _ns = TestNs::new();
+    attachment("a");
+    let mut dataplane = Dataplane::open(false).unwrap();
+    dataplane.apply(&everything()).unwrap();
+
+    assert_eq!(rules("pi_a"), ["jump policy_0_1_0", "counter drop"]);
+    assert_eq!(rules("pe_a"), ["jump policy_0_2_0"]);
+    let said = "comment \"NetworkPolicy shop/web rule 1\"";
+    assert_eq!(
+        rules("policy_0_1_0"),
+        [
+            format!("ip saddr @policy_0_1_ip4 goto policy_0_1_1 {said}"),
+            format!("ip6 saddr @policy_0_1_ip6 goto policy_0_1_1 {said}"),
+            format!("tcp dport 22 counter drop {said}"),
+            "goto policy_0_1_1".to_owned(),
+        ]
+    );
+    assert_eq!(
+        rules("policy_0_1_1"),
+        [
+            format!("ip saddr @policy_0_1_ip4 tcp dport 80-81 accept {said}"),
+            format!("ip6 saddr @policy_0_1_ip6 tcp dport 80-81 accept {said}"),
+            format!("ip saddr @policy_0_2_ip4 accept {said}"),
+            format!("ip6 saddr @policy_0_2_ip6 accept {said}"),
+            "return".to_owned(),
+        ]
+    );
+    let of_egress = rules("policy_0_2_0");
+    assert!(of_egress[0].starts_with("ip daddr . meta l4proto . th dport @policy_0_3_ip4 accept"));
+    assert!(
+        of_egress[2].starts_with("meta l4proto udp accept")
+            || of_egress[2].starts_with("meta l4proto 17 accept"),
+        "{of_egress:?}"
+    );
+    assert_eq!(elements("policy_0_1_ip6"), "fd01::2");
+    assert_eq!(elements("policy_0_2_ip4"), "10.0.0.0-10.0.0.9");
+    assert_eq!(elements("policy_0_3_ip6"), "fd01::9 . 132 . 8081");
+}
+
+#[test]
+fn members_come_and_go_and_what_nobody_asks_any_longer_goes() {
+    let _ns = TestNs::new();
+    attachment("a");
+    let mut dataplane = Dataplane::open(false).unwrap();
+    dataplane.apply(&everything()).unwrap();
+    let moved = SetChange::Changed {
+        added: addresses(&["10.1.0.4", "fd01::4"]),
+        removed: addresses(&["10.1.0.2", "10.1.0.3", "fd01::2"]),
+    };
+    let difference = Difference {
+        sets: BTreeMap::from([(SetId(1), moved)]),
+        ..Difference::default()
+    };
+    dataplane.apply(&difference).unwrap();
+    assert_eq!(elements("policy_0_1_ip4"), "10.1.0.4");
+    assert_eq!(elements("policy_0_1_ip6"), "fd01::4");
+
+    let gone = [1, 2, 3].map(|id| (SetId(id), SetChange::Gone));
+    let difference = Difference {
+        sets: gone.into(),
+        programs: [1, 2].map(|id| (ProgramId(id), None)).into(),
+        attachments: BTreeMap::from([("a".into(), known(None, None))]),
+    };
+    dataplane.apply(&difference).unwrap();
+    assert!(!nft("list table inet podspan").contains("policy_"));
+    assert!(rules("pi_a").is_empty() && rules("pe_a").is_empty());
+}
+
+#[test]
+fn a_pod_that_is_not_known_is_closed_or_open_as_the_operator_says() {
+    let _ns = TestNs::new();
+    attachment("a");
+    let unknown = Difference {
+        attachments: BTreeMap::from([("a".into(), Verdict::Unknown)]),
+        ..Difference::default()
+    };
+    Dataplane::open(false).unwrap().apply(&unknown).unwrap();
+    assert_eq!(rules("pi_a"), ["counter drop comment \"closed\""]);
+    assert_eq!(rules("pe_a"), rules("pi_a"));
+    Dataplane::open(true).unwrap().apply(&unknown).unwrap();
+    assert!(rules("pi_a").is_empty() && rules("pe_a").is_empty());
+}
+
+#[test]
+fn an_attachment_that_is_gone_makes_all_of_it_fail_and_a_new_begin_replaces_everything() {
+    let _ns = TestNs::new();
+    attachment("a");
+    let mut dataplane = Dataplane::open(false).unwrap();
+    dataplane.apply(&everything()).unwrap();
+    let before = nft("-s list table inet podspan");
+    let difference = Difference {
+        sets: BTreeMap::from([(SetId(4), SetChange::New(addresses(&["10.9.9.9"])))]),
+        attachments: BTreeMap::from([("b".into(), known(None, None))]),
+        ..Difference::default()
+    };
+    let refused = dataplane.apply(&difference).unwrap_err();
+    assert_eq!(refused.errno(), Errno::NOENT);
+    assert_eq!(nft("-s list table inet podspan"), before);
+
+    for mut dataplane in [dataplane, Dataplane::open(false).unwrap()] {
+        dataplane.begin_anew().unwrap();
+        let epoch = dataplane.epoch;
+        dataplane.apply(&everything()).unwrap();
+        let printed = nft("-s list table inet podspan");
+        assert_eq!(rules("pi_a")[0], format!("jump policy_{epoch}_1_0"));
+        assert!(
+            !printed.contains(&format!("policy_{}_", epoch - 1)),
+            "{printed}"
+        );
+    }
+}
+
+#[test]
+fn fifty_thousand_members_are_one_transaction() {
+    let _ns = TestNs::new();
+    attachment("a");
+    let all = (0..50_000_u32).map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()));
+    let difference = Difference {
+        sets: BTreeMap::from([(SetId(1), SetChange::New(Members::Addresses(all.collect())))]),
+        ..Difference::default()
+    };
+    let begin = std::time::Instant::now();
+    Dataplane::open(false).unwrap().apply(&difference).unwrap();
+    println!("50,000 members in {:?}", begin.elapsed());
+    let set = Set::of(INET, "policy_0_1_ip4", &[Type::Ipv4]);
+    assert_eq!(
+        Nft::open().unwrap().list_elements(&set).unwrap().len(),
+        50_000
+    );
+}
