@@ -19,7 +19,7 @@ use crate::refusal::{Key, Refusal, Setting, Source};
 
 use keys::{
     MTU, boolean, conflist_path, default, number, path, take_allocates, take_non_masquerade,
-    take_operation, take_ranges, take_registry, take_routing, take_vxlan,
+    take_operation, take_policy, take_ranges, take_registry, take_routing, take_vxlan,
 };
 pub use keys::{ip, node_name};
 
@@ -39,6 +39,7 @@ const AGENT_KEYS: &str = "node, registry, nodes_file, kubeconfig, allocate_pod_c
     routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
     data_dir, proc_sys, \
     masquerade, non_masquerade_cidrs, bridge_netfilter, \
+    policy, policy_when_unknown, policy_wait_milliseconds, policy_keeps_connections, \
     probe, listen, log";
 /// The keys of the router's file.
 const ROUTER_KEYS: &str = "registry, nodes_file, kubeconfig, listen, log";
@@ -137,6 +138,19 @@ pub struct NodeRole {
     /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it. By default
     /// where the registry is Kubernetes.
     pub bridge_netfilter: bool,
+    /// How policy is enforced; none where it is not. By default where the registry is Kubernetes.
+    pub policy: Option<PolicyRole>,
+}
+
+/// How policy is enforced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyRole {
+    /// A pod that the API does not know yet sends and receives all; else nothing, but for its node.
+    pub when_unknown_open: bool,
+    /// How long ADD waits until a pod is known, in milliseconds.
+    pub wait_milliseconds: u32,
+    /// Connections that a new denial forbids go on until they end.
+    pub keeps_connections: bool,
 }
 
 /// What all nodes must agree on to send each other packets through VXLAN.
@@ -247,6 +261,9 @@ impl Config {
             kubernetes.node = Some(name.clone());
             kubernetes.allocate = ranges;
         }
+        let bridge_netfilter = fields
+            .take("bridge_netfilter", boolean)
+            .unwrap_or(registry.is_kubernetes());
         let role = NodeRole {
             name,
             routing,
@@ -266,9 +283,8 @@ impl Config {
             data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
             masquerade: fields.take("masquerade", boolean).unwrap_or(true),
             non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
-            bridge_netfilter: fields
-                .take("bridge_netfilter", boolean)
-                .unwrap_or(registry.is_kubernetes()),
+            bridge_netfilter,
+            policy: take_policy(&mut fields, &registry, bridge_netfilter),
         };
         let proc_sys = fields.take("proc_sys", path);
         let mut operation = take_operation(&mut fields);

@@ -49,7 +49,17 @@ struct Plugin<'a> {
     is_default_gateway: bool,
     mtu: u32,
     capabilities: Capabilities,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<Policy>,
     ipam: Ipam<'a>,
+}
+
+/// How a pod starts whose policy is not known yet.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Policy {
+    wait_milliseconds: u32,
+    when_unknown: &'static str,
 }
 
 /// What the runtime may put into `runtimeConfig`.
@@ -101,6 +111,14 @@ pub fn text(role: &NodeRole, mtu: u32, pod_cidrs: &[Prefix]) -> anyhow::Result<S
                 mac: true,
                 port_mappings: true,
             },
+            policy: role.policy.map(|policy| Policy {
+                wait_milliseconds: policy.wait_milliseconds,
+                when_unknown: if policy.when_unknown_open {
+                    "open"
+                } else {
+                    "closed"
+                },
+            }),
             ipam: Ipam {
                 ranges: ranges.collect(),
                 data_dir: Some(&*role.data_dir).filter(|dir| *dir != Path::new(DATA_DIR)),

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use podspan_kernel::{Invalid, Prefix};
 use toml::Value;
 
-use super::{KubernetesConfig, Operation, RegistryConfig, Routing, VxlanRole};
+use super::{KubernetesConfig, Operation, PolicyRole, RegistryConfig, Routing, VxlanRole};
 use crate::fields::{Fields, text};
 use crate::kubernetes::allocate::Ranges;
 use crate::log::Format;
@@ -19,6 +19,8 @@ use crate::log::Format;
 const NODES_FILE: &str = "/etc/podspan/nodes.toml";
 /// What an IPv6 link needs at the least (RFC 8200, section 5), and what Ethernet can have at the most (`ETH_MAX_MTU`).
 pub const MTU: RangeInclusive<i64> = 1280..=65535;
+/// How long an ADD may wait for policy, in milliseconds: less than runtimes wait for an ADD.
+const POLICY_WAIT: RangeInclusive<i64> = 0..=60_000;
 
 /// The VXLAN network identifier by default: our number (that of our routes' protocol), so that flannel's device, which has
 /// 1, can stand beside ours while a cluster moves.
@@ -105,6 +107,47 @@ pub fn take_registry(fields: &mut Fields<'_>) -> RegistryConfig {
         fields.refuse("kubeconfig", format!("\"{}\"", kubeconfig.display()), fix);
     }
     RegistryConfig::File(nodes_file.unwrap_or(NODES_FILE.into()))
+}
+
+/// How policy is enforced; a value that is wrong is refused and counts as not written.
+///
+/// What pods of one node send each other passes the rules of policy because the bridge has it pass the filters of IP.
+pub fn take_policy(
+    fields: &mut Fields<'_>,
+    registry: &RegistryConfig,
+    bridge_netfilter: bool,
+) -> Option<PolicyRole> {
+    let wanted = fields.take("policy", boolean);
+    let role = PolicyRole {
+        when_unknown_open: fields
+            .take("policy_when_unknown", when_unknown)
+            .unwrap_or(false),
+        wait_milliseconds: fields
+            .take("policy_wait_milliseconds", number(POLICY_WAIT))
+            .unwrap_or(2000),
+        keeps_connections: fields
+            .take("policy_keeps_connections", boolean)
+            .unwrap_or(false),
+    };
+    if wanted == Some(true) && !registry.is_kubernetes() {
+        let fix = "policies are objects of Kubernetes: needs registry = \"kubernetes\"";
+        fields.refuse("policy", "true", fix);
+    }
+    let enforced = wanted.unwrap_or(registry.is_kubernetes());
+    if enforced && registry.is_kubernetes() && !bridge_netfilter {
+        let fix = "policy needs it, for what pods of this node send each other; or policy = false";
+        fields.refuse("bridge_netfilter", "false", fix);
+    }
+    enforced.then_some(role)
+}
+
+/// True for `open`.
+fn when_unknown(value: &Value) -> Result<bool, String> {
+    match value.as_str() {
+        Some("closed") => Ok(false),
+        Some("open") => Ok(true),
+        _ => Err("must be \"closed\" or \"open\"".to_owned()),
+    }
 }
 
 /// True when the node takes its pod CIDRs itself.

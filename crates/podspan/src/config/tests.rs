@@ -249,6 +249,22 @@ fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
             "agent.toml: kubeconfig = \"/k\": is read with registry = \"kubernetes\" only",
         ),
         (
+            "policy = true",
+            "agent.toml: policy = true: policies are objects of Kubernetes: needs registry = \"kubernetes\"",
+        ),
+        (
+            "registry = 'kubernetes'\nbridge_netfilter = false",
+            "agent.toml: bridge_netfilter = false: policy needs it, for what pods of this node send each other; or policy = false",
+        ),
+        (
+            "policy_when_unknown = 'shut'",
+            "agent.toml: policy_when_unknown = \"shut\": must be \"closed\" or \"open\"",
+        ),
+        (
+            "policy_wait_milliseconds = 60001",
+            "agent.toml: policy_wait_milliseconds = 60001: must be a number from 0 to 60000",
+        ),
+        (
             "allocate_pod_cidrs = true\ncluster_cidrs = ['10.244.0.0/16']",
             "agent.toml: allocate_pod_cidrs = true: needs registry = \"kubernetes\"; a nodes file says it itself",
         ),
@@ -322,4 +338,27 @@ fn all_faults_are_told_at_once() {
         .unwrap_err()
         .to_string();
     assert_eq!(told.lines().count(), 3, "{told}");
+}
+
+#[test]
+fn policy_is_enforced_where_the_registry_is_kubernetes_unless_told_otherwise() {
+    assert_eq!(node("").policy, None);
+    let of_kubernetes = |more: &str| node(&format!("registry = 'kubernetes'\n{more}")).policy;
+    let default = PolicyRole {
+        when_unknown_open: false,
+        wait_milliseconds: 2000,
+        keeps_connections: false,
+    };
+    assert_eq!(of_kubernetes(""), Some(default));
+    assert_eq!(of_kubernetes("policy = false"), None);
+    assert_eq!(
+        of_kubernetes(
+            "policy_when_unknown = 'open'\npolicy_wait_milliseconds = 0\npolicy_keeps_connections = true"
+        ),
+        Some(PolicyRole {
+            when_unknown_open: true,
+            wait_milliseconds: 0,
+            keeps_connections: true,
+        })
+    );
 }

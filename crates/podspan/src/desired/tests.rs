@@ -44,6 +44,7 @@ fn node1(routing: Routing) -> Config {
         masquerade: true,
         non_masquerade_cidrs: Vec::new(),
         bridge_netfilter: false,
+        policy: None,
     };
     config(Role::Node(role))
 }
