@@ -39,7 +39,7 @@ const AGENT_KEYS: &str = "node, registry, nodes_file, kubeconfig, allocate_pod_c
     routing, vxlan_vni, vxlan_port, vxlan_accept, cluster_cidrs, routers, network, bridge, mtu, conflist, \
     data_dir, proc_sys, \
     masquerade, non_masquerade_cidrs, bridge_netfilter, \
-    policy, policy_when_unknown, policy_wait_milliseconds, policy_keeps_connections, \
+    policy, policy_file, policy_when_unknown, policy_wait_milliseconds, policy_keeps_connections, \
     probe, listen, log";
 /// The keys of the router's file.
 const ROUTER_KEYS: &str = "registry, nodes_file, kubeconfig, listen, log";
@@ -135,16 +135,19 @@ pub struct NodeRole {
     pub masquerade: bool,
     /// What counts as inside of the cluster besides its nodes and their pods.
     pub non_masquerade_cidrs: Vec<Prefix>,
-    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy needs it. By default
-    /// where the registry is Kubernetes.
+    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy and policy need it. By
+    /// default where the registry is Kubernetes or there is policy.
     pub bridge_netfilter: bool,
-    /// How policy is enforced; none where it is not. By default where the registry is Kubernetes.
+    /// How policy is enforced; none where it is not. By default where the registry is Kubernetes, or there is a file of
+    /// policies.
     pub policy: Option<PolicyRole>,
 }
 
 /// How policy is enforced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyRole {
+    /// The file that policies, namespaces and pods are read from; none is the Kubernetes API.
+    pub file: Option<PathBuf>,
     /// A pod that the API does not know yet sends and receives all; else nothing, but for its node.
     pub when_unknown_open: bool,
     /// How long ADD waits until a pod is known, in milliseconds.
@@ -261,9 +264,8 @@ impl Config {
             kubernetes.node = Some(name.clone());
             kubernetes.allocate = ranges;
         }
-        let bridge_netfilter = fields
-            .take("bridge_netfilter", boolean)
-            .unwrap_or(registry.is_kubernetes());
+        let bridge_netfilter = fields.take("bridge_netfilter", boolean);
+        let policy = take_policy(&mut fields, &registry, bridge_netfilter);
         let role = NodeRole {
             name,
             routing,
@@ -283,8 +285,9 @@ impl Config {
             data_dir: fields.take("data_dir", path).unwrap_or(DATA_DIR.into()),
             masquerade: fields.take("masquerade", boolean).unwrap_or(true),
             non_masquerade_cidrs: take_non_masquerade(&mut fields, cluster_cidrs),
-            bridge_netfilter,
-            policy: take_policy(&mut fields, &registry, bridge_netfilter),
+            bridge_netfilter: bridge_netfilter
+                .unwrap_or(registry.is_kubernetes() || policy.is_some()),
+            policy,
         };
         let proc_sys = fields.take("proc_sys", path);
         let mut operation = take_operation(&mut fields);

@@ -111,7 +111,7 @@ pub fn text(role: &NodeRole, mtu: u32, pod_cidrs: &[Prefix]) -> anyhow::Result<S
                 mac: true,
                 port_mappings: true,
             },
-            policy: role.policy.map(|policy| Policy {
+            policy: role.policy.as_ref().map(|policy| Policy {
                 wait_milliseconds: policy.wait_milliseconds,
                 when_unknown: if policy.when_unknown_open {
                     "open"

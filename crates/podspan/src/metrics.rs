@@ -18,6 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::board::Board;
+use crate::policy::measured::Measured;
 
 /// The bounds of the durations of looks, in seconds: a node of a small cluster takes one millisecond.
 const LOOKS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5];
@@ -50,6 +51,8 @@ pub struct Metrics {
     pub last_look: Gauge<f64, AtomicU64>,
     /// What the tests of other nodes find out.
     pub probe: Probe,
+    /// What policy did.
+    pub policy: Measured,
 }
 
 /// What the tests of other nodes find out.
@@ -98,6 +101,7 @@ impl Default for Metrics {
                 peers: Gauge::default(),
                 verdicts: Family::default(),
             },
+            policy: Measured::default(),
         }
     }
 }
@@ -204,6 +208,8 @@ impl Metrics {
         );
         self.probe
             .register(registry.sub_registry_with_prefix("probe"));
+        self.policy
+            .register(registry.sub_registry_with_prefix("policy"));
     }
 }
 

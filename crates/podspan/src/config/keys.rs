@@ -14,6 +14,7 @@ use super::{KubernetesConfig, Operation, PolicyRole, RegistryConfig, Routing, Vx
 use crate::fields::{Fields, text};
 use crate::kubernetes::allocate::Ranges;
 use crate::log::Format;
+use crate::registry::gathered::quoted;
 
 /// Where the nodes file is by default.
 const NODES_FILE: &str = "/etc/podspan/nodes.toml";
@@ -115,9 +116,10 @@ pub fn take_registry(fields: &mut Fields<'_>) -> RegistryConfig {
 pub fn take_policy(
     fields: &mut Fields<'_>,
     registry: &RegistryConfig,
-    bridge_netfilter: bool,
+    bridge_netfilter: Option<bool>,
 ) -> Option<PolicyRole> {
     let wanted = fields.take("policy", boolean);
+    let file = fields.take("policy_file", path);
     let role = PolicyRole {
         when_unknown_open: fields
             .take("policy_when_unknown", when_unknown)
@@ -128,13 +130,19 @@ pub fn take_policy(
         keeps_connections: fields
             .take("policy_keeps_connections", boolean)
             .unwrap_or(false),
+        file,
     };
-    if wanted == Some(true) && !registry.is_kubernetes() {
-        let fix = "policies are objects of Kubernetes: needs registry = \"kubernetes\"";
+    let has_source = registry.is_kubernetes() || role.file.is_some();
+    if wanted == Some(true) && !has_source {
+        let fix = "needs registry = \"kubernetes\", or a policy_file to read policies from";
         fields.refuse("policy", "true", fix);
     }
-    let enforced = wanted.unwrap_or(registry.is_kubernetes());
-    if enforced && registry.is_kubernetes() && !bridge_netfilter {
+    if let (true, Some(file)) = (registry.is_kubernetes(), &role.file) {
+        let fix = "is not read with registry = \"kubernetes\"; remove it";
+        fields.refuse("policy_file", quoted(file.display()), fix);
+    }
+    let enforced = has_source && wanted != Some(false);
+    if enforced && bridge_netfilter == Some(false) {
         let fix = "policy needs it, for what pods of this node send each other; or policy = false";
         fields.refuse("bridge_netfilter", "false", fix);
     }

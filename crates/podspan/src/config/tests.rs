@@ -250,7 +250,11 @@ fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
         ),
         (
             "policy = true",
-            "agent.toml: policy = true: policies are objects of Kubernetes: needs registry = \"kubernetes\"",
+            "agent.toml: policy = true: needs registry = \"kubernetes\", or a policy_file to read policies from",
+        ),
+        (
+            "registry = 'kubernetes'\npolicy_file = '/p.json'",
+            "agent.toml: policy_file = \"/p.json\": is not read with registry = \"kubernetes\"; remove it",
         ),
         (
             "registry = 'kubernetes'\nbridge_netfilter = false",
@@ -341,15 +345,17 @@ fn all_faults_are_told_at_once() {
 }
 
 #[test]
-fn policy_is_enforced_where_the_registry_is_kubernetes_unless_told_otherwise() {
+fn policy_is_enforced_where_there_is_a_source_of_it_unless_told_otherwise() {
     assert_eq!(node("").policy, None);
+    assert!(!node("").bridge_netfilter);
     let of_kubernetes = |more: &str| node(&format!("registry = 'kubernetes'\n{more}")).policy;
     let default = PolicyRole {
+        file: None,
         when_unknown_open: false,
         wait_milliseconds: 2000,
         keeps_connections: false,
     };
-    assert_eq!(of_kubernetes(""), Some(default));
+    assert_eq!(of_kubernetes(""), Some(default.clone()));
     assert_eq!(of_kubernetes("policy = false"), None);
     assert_eq!(
         of_kubernetes(
@@ -359,6 +365,14 @@ fn policy_is_enforced_where_the_registry_is_kubernetes_unless_told_otherwise() {
             when_unknown_open: true,
             wait_milliseconds: 0,
             keeps_connections: true,
+            ..default.clone()
         })
     );
+    let of_file = node("policy_file = '/p.json'");
+    assert!(of_file.bridge_netfilter);
+    let role = PolicyRole {
+        file: Some("/p.json".into()),
+        ..default
+    };
+    assert_eq!(of_file.policy, Some(role));
 }

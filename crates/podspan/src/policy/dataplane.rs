@@ -142,6 +142,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// The connection to the kernel's packet filter.
+    pub fn nft(&mut self) -> &mut Nft {
+        &mut self.nft
+    }
+
     /// Puts a difference into the kernel, as a whole or not at all.
     ///
     /// # Errors

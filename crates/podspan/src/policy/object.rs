@@ -49,6 +49,18 @@ pub enum Protocol {
     Sctp,
 }
 
+impl Protocol {
+    /// That of an `IPPROTO_*` (linux/in.h); none of one without ports.
+    pub fn of_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
 /// A pod's addresses, at most one of each family.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Addresses {

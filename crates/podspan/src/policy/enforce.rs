@@ -1,0 +1,237 @@
+//! The thread that keeps policy in force: what is new in the API or of this node's attachments goes into the model, and what the
+//! model says is different into the kernel.
+//!
+//! Until all kinds were listed once nothing is changed: what an earlier agent laid stays in force. A transaction that fails, because
+//! an attachment went meanwhile or somebody touched our table, is followed by a look at the attachments and by everything anew, which
+//! takes the place of all that is there in one transaction. Connections that a new denial forbids are ended a moment later, so
+//! that a storm of changes looks through them once.
+//!
+//! What would surprise: what the node itself sends its pods, and they it, is not policy's affair, and so no connection of
+//! an address of this machine is ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use podspan_cni::filter::INET;
+use podspan_kernel::nft::{News, NftMonitor};
+
+use super::chains::{self, MAPS};
+use super::connections;
+use super::dataplane::Dataplane;
+use super::model::Model;
+use super::object::{Attached, Change};
+use super::program::{Attachment, Verdict};
+use crate::board::Board;
+use crate::config::PolicyRole;
+
+/// What wakes the thread.
+#[derive(Debug)]
+pub enum Event {
+    /// Something is new in the API.
+    Api(Change),
+    /// An attachment of this node came or went.
+    Kernel,
+}
+
+/// How many events wait at the most; whoever sends more waits.
+pub const WAITING: usize = 1024;
+/// How many are taken before the kernel gets what they come to.
+const TOGETHER: usize = 4096;
+/// Looks at the attachments at the latest after this time, whatever the kernel said.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How long after a denial the connections are looked through, for those that follow it.
+const SETTLE: Duration = Duration::from_millis(100);
+/// After a failure everything is laid anew not sooner than that.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Starts the thread, and one that listens to the kernel.
+///
+/// # Errors
+/// No thread, no socket.
+pub fn start(
+    (node, role): (&str, PolicyRole),
+    board: &Arc<Board>,
+    (sender, events): (SyncSender<Event>, Receiver<Event>),
+) -> anyhow::Result<()> {
+    let monitor = NftMonitor::open()?;
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        let thread = thread::Builder::new().name(name.to_owned());
+        thread.spawn(work).map(drop).context("start a thread for policy")
+    };
+    let mut enforcer = Enforcer::new(Model::new(node), role, Arc::clone(board))?;
+    spawn("policy-events", Box::new(move || listen(monitor, &sender)))?;
+    spawn("policy", Box::new(move || enforcer.run(&events)))
+}
+
+/// Tells of attachments that come and go; the plugin alone changes the maps that lead to them.
+fn listen(mut monitor: NftMonitor, sender: &SyncSender<Event>) {
+    let matters = |news: &News<'_>| {
+        news.family == INET.family
+            && news.table == INET.name
+            && news.object.is_none_or(|object| MAPS.contains(&object))
+    };
+    loop {
+        // What a failure loses is seen with the next look of the period.
+        if monitor.wait(matters).is_err() {
+            thread::sleep(AGAIN);
+        }
+        if sender.send(Event::Kernel).is_err() {
+            return;
+        }
+    }
+}
+
+struct Enforcer {
+    model: Model,
+    role: PolicyRole,
+    dataplane: Dataplane,
+    attachments: BTreeMap<Attachment, Attached>,
+    /// The attachments must be looked at.
+    look: bool,
+    /// What is in the kernel is not what the model thinks, since then.
+    failed: Option<Instant>,
+    /// When connections are looked through.
+    end_at: Option<Instant>,
+    /// What failed, as it hangs on the board.
+    problem: Option<String>,
+    board: Arc<Board>,
+}
+
+impl Enforcer {
+    fn new(model: Model, role: PolicyRole, board: Arc<Board>) -> anyhow::Result<Self> {
+        Ok(Self {
+            model,
+            role,
+            dataplane: Dataplane::open(role.when_unknown_open)?,
+            attachments: BTreeMap::new(),
+            look: true,
+            failed: None,
+            end_at: None,
+            problem: None,
+            board,
+        })
+    }
+
+    fn run(&mut self, events: &Receiver<Event>) {
+        let mut next_look = Instant::now();
+        loop {
+            let now = Instant::now();
+            let until = [Some(next_look), self.end_at, self.failed.map(|at| at + AGAIN)];
+            let until = until.into_iter().flatten().min().unwrap_or(now);
+            match events.recv_timeout(until.saturating_duration_since(now)) {
+                Ok(event) => {
+                    self.take(event);
+                    events.try_iter().take(TOGETHER).for_each(|event| self.take(event));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = Instant::now();
+            if now >= next_look {
+                self.look = true;
+                next_look = now + PERIOD;
+            }
+            let outcome = self.keep(now);
+            self.tell(outcome, now);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Api(change) => self.model.take(change),
+            Event::Kernel => self.look = true,
+        }
+    }
+
+    /// Brings the kernel up to what the model says.
+    fn keep(&mut self, now: Instant) -> podspan_kernel::Result<()> {
+        if self.failed.is_some_and(|at| now < at + AGAIN) {
+            return Ok(());
+        }
+        if self.look {
+            self.see_attachments()?;
+            self.look = false;
+        }
+        if self.failed.take().is_some() {
+            self.model.anew();
+            self.dataplane.begin_anew()?;
+        }
+        let difference = self.model.difference();
+        if !difference.is_empty() {
+            self.dataplane.apply(&difference)?;
+            self.board.metrics.policy.changes.inc();
+            if !self.role.keeps_connections {
+                self.end_at.get_or_insert(now + SETTLE);
+            }
+        }
+        if self.end_at.is_some_and(|at| now >= at) {
+            self.end_at = None;
+            self.end_denied()?;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, outcome: podspan_kernel::Result<()>, now: Instant) {
+        match outcome {
+            Ok(()) if self.failed.is_none() => self.mended(),
+            Ok(()) => {}
+            Err(error) => {
+                self.board.metrics.policy.failures.inc();
+                // The attachments may be others; the next time everything is laid anew.
+                self.look = true;
+                if error.is_not_found() {
+                    // One that went meanwhile is no problem, and others need not wait for it.
+                    self.failed = now.checked_sub(AGAIN).or(Some(now));
+                } else {
+                    self.failed = Some(now);
+                    self.problem(&error.to_string());
+                }
+            }
+        }
+        let unknown = |attachment: &&Attachment| {
+            matches!(self.model.verdict(attachment), Some(Verdict::Unknown))
+        };
+        let unknown = self.attachments.keys().filter(unknown).count();
+        let all = self.attachments.len();
+        self.board.metrics.policy.set_pods(all - unknown, unknown);
+    }
+
+    fn problem(&mut self, error: &str) {
+        if self.problem.as_deref() == Some(error) {
+            return;
+        }
+        self.mended();
+        self.board.set_problem(&format!("policy: {error}"), true);
+        self.problem = Some(error.to_owned());
+    }
+
+    fn mended(&mut self) {
+        if let Some(error) = self.problem.take() {
+            self.board.set_problem(&format!("policy: {error}"), false);
+        }
+    }
+
+    fn see_attachments(&mut self) -> podspan_kernel::Result<()> {
+        let seen = chains::attachments(self.dataplane.nft())?;
+        for name in self.attachments.keys().filter(|name| !seen.contains_key(*name)) {
+            self.model.detached(name);
+        }
+        for (name, attached) in &seen {
+            if self.attachments.get(name) != Some(attached) {
+                self.model.attached(Arc::clone(name), attached.clone());
+            }
+        }
+        self.attachments = seen;
+        Ok(())
+    }
+
+    fn end_denied(&mut self) -> podspan_kernel::Result<()> {
+        let ended = connections::end_denied(&self.model, &self.attachments)?;
+        self.board.metrics.policy.ended.inc_by(ended);
+        Ok(())
+    }
+}
