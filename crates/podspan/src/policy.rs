@@ -9,13 +9,7 @@
 //! a thread of its own, because a label that changes must be in force within some milliseconds.
 
 mod chains;
-#[cfg(any())]
-mod connections;
 pub mod dataplane;
-#[cfg(any())]
-pub mod enforce;
 pub mod measured;
-#[cfg(any())]
-pub mod model;
 pub mod object;
 pub mod program;

@@ -11,7 +11,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,30 +24,35 @@ use super::chains::{self, MAPS};
 use super::connections;
 use super::dataplane::Dataplane;
 use super::model::Model;
-use super::object::{Attached, Change};
+use super::object::Attached;
 use super::program::{Attachment, Verdict};
 use crate::board::Board;
 use crate::config::PolicyRole;
+use crate::kubernetes::policy::Changes;
 
-/// What wakes the thread.
-#[derive(Debug)]
-pub enum Event {
-    /// Something is new in the API.
-    Api(Change),
-    /// An attachment of this node came or went.
-    Kernel,
-}
-
-/// How many events wait at the most; whoever sends more waits.
-pub const WAITING: usize = 1024;
-/// How many are taken before the kernel gets what they come to.
-const TOGETHER: usize = 4096;
 /// Looks at the attachments at the latest after this time, whatever the kernel said.
 const PERIOD: Duration = Duration::from_secs(10);
 /// How long after a denial the connections are looked through, for those that follow it.
 const SETTLE: Duration = Duration::from_millis(100);
 /// After a failure everything is laid anew not sooner than that.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// What wakes the thread: something is new.
+#[derive(Debug, Clone)]
+pub struct Wake(SyncSender<()>);
+
+impl Wake {
+    /// And what it wakes.
+    pub fn new() -> (Self, Receiver<()>) {
+        let (sender, receiver) = sync_channel(1);
+        (Self(sender), receiver)
+    }
+
+    /// That it has been woken already is as good.
+    pub fn up(&self) {
+        let _ = self.0.try_send(());
+    }
+}
 
 /// Starts the thread, and one that listens to the kernel.
 ///
@@ -55,20 +61,34 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub fn start(
     (node, role): (&str, PolicyRole),
     board: &Arc<Board>,
-    (sender, events): (SyncSender<Event>, Receiver<Event>),
+    changes: Changes,
+    (wake, woken): (Wake, Receiver<()>),
 ) -> anyhow::Result<()> {
     let monitor = NftMonitor::open()?;
+    let look = Arc::new(AtomicBool::new(true));
+    let mut enforcer = Enforcer {
+        model: Model::new(node),
+        dataplane: Dataplane::open(role.when_unknown_open)?,
+        role,
+        changes,
+        attachments: BTreeMap::new(),
+        look: Arc::clone(&look),
+        failed: None,
+        end_at: None,
+        problem: None,
+        board: Arc::clone(board),
+    };
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         let thread = thread::Builder::new().name(name.to_owned());
-        thread.spawn(work).map(drop).context("start a thread for policy")
+        let thread = thread.spawn(work).map(drop);
+        thread.context("start a thread for policy")
     };
-    let mut enforcer = Enforcer::new(Model::new(node), role, Arc::clone(board))?;
-    spawn("policy-events", Box::new(move || listen(monitor, &sender)))?;
-    spawn("policy", Box::new(move || enforcer.run(&events)))
+    spawn("policy-events", Box::new(move || listen(monitor, &look, &wake)))?;
+    spawn("policy", Box::new(move || enforcer.run(&woken)))
 }
 
 /// Tells of attachments that come and go; the plugin alone changes the maps that lead to them.
-fn listen(mut monitor: NftMonitor, sender: &SyncSender<Event>) {
+fn listen(mut monitor: NftMonitor, look: &AtomicBool, wake: &Wake) {
     let matters = |news: &News<'_>| {
         news.family == INET.family
             && news.table == INET.name
@@ -79,9 +99,8 @@ fn listen(mut monitor: NftMonitor, sender: &SyncSender<Event>) {
         if monitor.wait(matters).is_err() {
             thread::sleep(AGAIN);
         }
-        if sender.send(Event::Kernel).is_err() {
-            return;
-        }
+        look.store(true, Ordering::Release);
+        wake.up();
     }
 }
 
@@ -89,9 +108,10 @@ struct Enforcer {
     model: Model,
     role: PolicyRole,
     dataplane: Dataplane,
+    changes: Changes,
     attachments: BTreeMap<Attachment, Attached>,
     /// The attachments must be looked at.
-    look: bool,
+    look: Arc<AtomicBool>,
     /// What is in the kernel is not what the model thinks, since then.
     failed: Option<Instant>,
     /// When connections are looked through.
@@ -102,48 +122,26 @@ struct Enforcer {
 }
 
 impl Enforcer {
-    fn new(model: Model, role: PolicyRole, board: Arc<Board>) -> anyhow::Result<Self> {
-        Ok(Self {
-            model,
-            role,
-            dataplane: Dataplane::open(role.when_unknown_open)?,
-            attachments: BTreeMap::new(),
-            look: true,
-            failed: None,
-            end_at: None,
-            problem: None,
-            board,
-        })
-    }
-
-    fn run(&mut self, events: &Receiver<Event>) {
+    fn run(&mut self, woken: &Receiver<()>) {
         let mut next_look = Instant::now();
         loop {
             let now = Instant::now();
             let until = [Some(next_look), self.end_at, self.failed.map(|at| at + AGAIN)];
             let until = until.into_iter().flatten().min().unwrap_or(now);
-            match events.recv_timeout(until.saturating_duration_since(now)) {
-                Ok(event) => {
-                    self.take(event);
-                    events.try_iter().take(TOGETHER).for_each(|event| self.take(event));
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            let waited = woken.recv_timeout(until.saturating_duration_since(now));
+            if waited == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            for change in self.changes.try_iter() {
+                self.model.take(change);
             }
             let now = Instant::now();
             if now >= next_look {
-                self.look = true;
+                self.look.store(true, Ordering::Release);
                 next_look = now + PERIOD;
             }
             let outcome = self.keep(now);
             self.tell(outcome, now);
-        }
-    }
-
-    fn take(&mut self, event: Event) {
-        match event {
-            Event::Api(change) => self.model.take(change),
-            Event::Kernel => self.look = true,
         }
     }
 
@@ -152,9 +150,9 @@ impl Enforcer {
         if self.failed.is_some_and(|at| now < at + AGAIN) {
             return Ok(());
         }
-        if self.look {
+        // Before the look: what comes meanwhile is looked at again.
+        if self.look.swap(false, Ordering::AcqRel) {
             self.see_attachments()?;
-            self.look = false;
         }
         if self.failed.take().is_some() {
             self.model.anew();
@@ -182,7 +180,7 @@ impl Enforcer {
             Err(error) => {
                 self.board.metrics.policy.failures.inc();
                 // The attachments may be others; the next time everything is laid anew.
-                self.look = true;
+                self.look.store(true, Ordering::Release);
                 if error.is_not_found() {
                     // One that went meanwhile is no problem, and others need not wait for it.
                     self.failed = now.checked_sub(AGAIN).or(Some(now));
@@ -217,7 +215,11 @@ impl Enforcer {
 
     fn see_attachments(&mut self) -> podspan_kernel::Result<()> {
         let seen = chains::attachments(self.dataplane.nft())?;
-        for name in self.attachments.keys().filter(|name| !seen.contains_key(*name)) {
+        for name in self
+            .attachments
+            .keys()
+            .filter(|name| !seen.contains_key(*name))
+        {
             self.model.detached(name);
         }
         for (name, attached) in &seen {
