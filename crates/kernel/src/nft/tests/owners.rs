@@ -83,7 +83,8 @@ fn neighbours_that_no_router_passed_on_are_told_apart_as_nft_writes_it() {
         batch,
         "table inet podspan { chain forward { type filter hook forward priority filter - 20; policy accept;
             ip6 hoplimit 255 icmpv6 type 135-136 accept
-         } }",
+         }
+         }",
     );
 }
 
