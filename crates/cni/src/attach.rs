@@ -6,6 +6,7 @@
 //! A surprise: the calling thread ends up in the pod's network namespace, and only `host` still leads to the node's, unless
 //! it failed and came back to undo. The plugin is a process for one attachment.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use podspan_kernel::{
@@ -14,13 +15,13 @@ use podspan_kernel::{
 };
 use serde_json::Map;
 
-use crate::addresses::{AddressStore, Addresses, PodAddress};
+use crate::addresses::{AddressSource, AddressStore, Addresses, PodAddress};
 use crate::attachment::{AttachmentId, IfbMaker};
 use crate::bandwidth::{Place, ensure_limits};
 use crate::bridge::ensure_bridge;
 use crate::detach::undo;
 use crate::error::Error;
-use crate::filter::{Guard, HostPorts, Wanted, lead_to};
+use crate::filter::{Guard, HostPorts, Wanted, lead_to, policy};
 use crate::host::Host;
 use crate::ipam::IpamError;
 use crate::netconf::{Gateway, NetConf, Spoofing, Wiring};
@@ -200,7 +201,29 @@ impl NewAttachment<'_> {
             let link = host.find_link(&gateway_link)?;
             result.interfaces.extend(link.as_ref().map(host_interface));
         }
+        self.wait_for_policy(host, &host_veth)?;
         Ok(result)
+    }
+
+    /// Gives the agent time to put the pod's policy into force. A pod that it does not know then stays closed, which is told:
+    /// it opens as soon as it is known.
+    fn wait_for_policy(&self, host: &mut Host, host_veth: &IfName) -> Result<(), Error> {
+        let Some(policy) = { self.conf.policy.as_ref() }.filter(|policy| policy.begins_closed())
+        else {
+            return Ok(());
+        };
+        if !policy.wait.is_zero() && !host.wait_until_open(host_veth, policy.wait)? {
+            let pod = policy.pod.as_ref();
+            let of = |pod: &policy::PodName| format!("{}/{}", pod.namespace, pod.name);
+            // Nobody may read it: that is no reason to fail.
+            let _ = writeln!(
+                std::io::stderr(),
+                "podspan-cni: the policy of pod {} was not in force after {} ms: only the node reaches it until podspan agent knows it",
+                pod.map(of).unwrap_or_default(),
+                policy.wait.as_millis(),
+            );
+        }
+        Ok(())
     }
 
     /// Bounds what goes to the pod and comes from it, and tells the ifb device that this took.
@@ -421,7 +444,29 @@ pub(crate) fn filtering(
             Spoofing::RefusedMacs => Some(guard(None)),
             Spoofing::Allowed => None,
         },
+        policy: conf.policy.as_ref().map(|policy| policy::Subject {
+            pod: policy.pod.clone(),
+            addresses: policed(ips, pod_mac(conf, id, ips)),
+            subnets: subnets(&conf.addresses),
+            closed: policy.begins_closed(),
+        }),
     })
+}
+
+/// The addresses by which a pod is reached: the one that its link makes of its MAC address, too.
+fn policed(ips: &[IpAddr], mac: Mac) -> Vec<IpAddr> {
+    let mut all = ips.to_vec();
+    all.push(mac.link_local().into());
+    all
+}
+
+/// Where the pods' addresses of this node come from, as far as it is known.
+fn subnets(addresses: &AddressSource) -> Vec<Prefix> {
+    let AddressSource::Own(config) = addresses else {
+        return Vec::new();
+    };
+    let ranges = config.range_sets.iter().flat_map(|set| &set.0);
+    ranges.map(|range| range.subnet).collect()
 }
 
 /// The one that was asked for, or that of the first address, IPv4 before IPv6: an address that is given out again meets no

@@ -1,9 +1,9 @@
-//! Packet filtering of an attachment: masquerading, host ports and the guard against spoofing, in one transaction.
+//! Packet filtering of an attachment: masquerading, host ports, the guard against spoofing and policy, in one transaction.
 //!
 //! Tables `inet podspan` and `bridge podspan` get their sets, chains and rules with the first attachment that needs them.
 //! After that an attachment is elements of plain sets and maps, however many pods there are: never a rule, a chain or an
-//! element of a verdict map, for which the kernel would look through all chains of the table again. What an attachment has
-//! stands in its record, a set of its own which comes and goes in the same transaction (see [`record`]), so that DEL asks
+//! element of a verdict map, for which the kernel would look through all chains of the table again. [`policy`] alone makes
+//! these, because an address and what holds for it must come and go together. What an attachment has stands in its record, a set of its own which comes and goes in the same transaction (see [`record`]), so that DEL asks
 //! neither a configuration nor an earlier result, and one look tells it that there is nothing to do.
 //! Nothing of somebody else's is looked at: rules of ours match our own sets only.
 //! A surprise: a socket of netfilter that is closed waits for what anybody deleted a moment ago. It therefore lives as long
@@ -11,13 +11,15 @@
 
 mod guard;
 mod masquerade;
+pub mod policy;
 mod ports;
 mod record;
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use podspan_kernel::conntrack::Conntrack;
-use podspan_kernel::nft::{Batch, Element, Family, Nft, Set, Table};
+use podspan_kernel::nft::{AddressRange, Batch, Element, Family, Nft, Set, Table};
 use podspan_kernel::{Errno, IfName, Netlink};
 
 use crate::attachment::{AttachmentId, MARK, NetworkName};
@@ -42,6 +44,10 @@ const BRIDGE: Table<'static> = Table {
 /// How often a transaction is tried: others make the tables, or take over what a dead attachment had, at the same time.
 const TRIES: usize = 10;
 
+/// Between two looks whether the agent has opened a pod's chains: an agent that is there needs some milliseconds.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
 /// What one attachment wants.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -59,6 +65,8 @@ pub struct Wanted {
     pub ports: HostPorts,
     /// What it may send as.
     pub guard: Option<Guard>,
+    /// What others may send it and it may send others.
+    pub policy: Option<policy::Subject>,
 }
 
 /// An element and where it stands.
@@ -81,12 +89,19 @@ struct Plan {
     shared: Vec<Entry>,
     /// What is the attachment's alone.
     own: Vec<Entry>,
+    /// The same of chains, all in [`INET`].
+    chains: Vec<policy::OwnChain>,
+    /// Where an address without a chain is closed; nobody removes it.
+    subnets: Vec<AddressRange>,
 }
 
 impl Wanted {
     /// True for an attachment whose packets are nobody's affair.
     pub fn is_nothing(&self) -> bool {
-        self.masquerade.is_empty() && self.ports.list.is_empty() && self.guard.is_none()
+        self.masquerade.is_empty()
+            && self.ports.list.is_empty()
+            && self.guard.is_none()
+            && self.policy.is_none()
     }
 
     /// The kernel's refusal, with the key that does without what it cannot do.
@@ -99,6 +114,7 @@ impl Wanted {
         masquerade::plan(self, &mut plan);
         ports::plan(self, &mut plan);
         guard::plan(self, &mut plan);
+        policy::plan(self, &mut plan);
         for (_, element) in &mut plan.own {
             element.comment = Some(self.record.to_string());
         }
@@ -136,7 +152,19 @@ impl Plan {
         for (set, element) in &self.shared {
             batch.add_element(set, element);
         }
-        record::create(&mut batch, wanted, &self.own);
+        let (added, replaced) = policy::missing_subnets(&self.subnets, &stale.subnets);
+        for is_ipv4 in [true, false] {
+            let of = |ranges: &[AddressRange]| -> Vec<AddressRange> {
+                let ranges = ranges.iter().copied();
+                ranges.filter(|range| range.is_ipv4() == is_ipv4).collect()
+            };
+            batch.delete_ranges(policy::subnets_of(is_ipv4), &of(&replaced));
+            batch.add_ranges(policy::subnets_of(is_ipv4), &of(&added));
+        }
+        record::create(&mut batch, wanted, self);
+        for chain in &self.chains {
+            chain.create(&mut batch);
+        }
         for (set, element) in &self.own {
             batch.create_element(set, element);
         }
@@ -144,10 +172,13 @@ impl Plan {
     }
 }
 
-/// What is to go: elements, and the records that they stand in.
+/// What is to go: elements, chains of [`INET`], and the records that they stand in.
 #[derive(Default)]
 struct Stale {
     entries: Vec<Entry>,
+    chains: Vec<String>,
+    /// What stays: the subnets that are there, once somebody looked.
+    subnets: Vec<AddressRange>,
     records: Vec<(Table<'static>, IfName)>,
 }
 
@@ -158,6 +189,7 @@ impl Stale {
             if !self.records.contains(&place) {
                 self.records.push(place);
                 self.entries.extend(record.entries);
+                self.chains.extend(record.chains);
             }
         }
     }
@@ -165,6 +197,9 @@ impl Stale {
     fn delete(&self, batch: &mut Batch) {
         for (set, element) in &self.entries {
             batch.delete_element(set, element);
+        }
+        for name in &self.chains {
+            batch.delete_chain(policy::chain(name));
         }
         for (table, name) in &self.records {
             batch.delete_set(&record::set(*table, name.as_str()));
@@ -198,7 +233,7 @@ impl Filter {
     /// the kernel cannot guard; what else it answered. Nothing is changed then.
     pub fn ensure(&mut self, host: &mut Netlink, wanted: &Wanted) -> Result<(), Error> {
         let plan = wanted.plan();
-        if plan.own.is_empty() {
+        if plan.own.is_empty() && plan.chains.is_empty() {
             return Ok(());
         }
         let (mut skeleton, mut stale, mut tries) = (false, Stale::default(), 0);
@@ -249,8 +284,39 @@ impl Filter {
                 stale.add(records);
             }
         }
+        self.add_chains_in_the_way(&plan.chains, &mut stale)?;
         self.keep_existing(&mut stale)?;
+        if !plan.subnets.is_empty() {
+            for set in [policy::SUBNETS4, policy::SUBNETS6] {
+                stale.subnets.extend(self.nft.list_ranges(&set)?);
+            }
+        }
         Ok(stale)
+    }
+
+    /// Chains of the attachment's names that no record tells of, and what leads there: they tell of another pod.
+    fn add_chains_in_the_way(
+        &mut self,
+        chains: &[policy::OwnChain],
+        stale: &mut Stale,
+    ) -> Result<(), Error> {
+        let names: Vec<&str> = chains.iter().map(|chain| chain.name.as_str()).collect();
+        for name in &names {
+            let is_known = stale.chains.iter().any(|known| known == name);
+            if !is_known && self.nft.has_chain(policy::chain(name))? {
+                stale.chains.push((*name).to_owned());
+            }
+        }
+        if stale
+            .chains
+            .iter()
+            .any(|chain| names.contains(&chain.as_str()))
+        {
+            stale
+                .entries
+                .extend(policy::elements_to(&mut self.nft, &names)?);
+        }
+        Ok(())
     }
 
     /// Drops what is not there, or is not its record's, as after somebody else's hand in our tables.
@@ -268,6 +334,13 @@ impl Filter {
             );
         }
         stale.entries = existing;
+        let mut chains: Vec<String> = Vec::new();
+        for name in stale.chains.drain(..) {
+            if !chains.contains(&name) && self.nft.has_chain(policy::chain(&name))? {
+                chains.push(name);
+            }
+        }
+        stale.chains = chains;
         Ok(())
     }
 
@@ -345,7 +418,32 @@ impl Filter {
                 ),
             }
         }
+        for chain in &plan.chains {
+            let chain = policy::chain(&chain.name);
+            if !self.nft.has_chain(chain)? {
+                missing.push(format!("{chain} is missing"));
+            }
+        }
         Ok(missing)
+    }
+
+    /// Waits until the agent has replaced what closes an attachment's chains, by looking at once and then ever more rarely;
+    /// false when the time is over first. Chains that are not there are not closed.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn wait_until_open(&mut self, record: &IfName, wait: Duration) -> Result<bool, Error> {
+        let (names, begin) = (policy::chains(record), Instant::now());
+        let mut pause = FIRST_PAUSE;
+        while policy::is_closed(&mut self.nft, &names)? {
+            let left = wait.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(true)
     }
 
     /// The attachments of a network that have a record, with its name.
@@ -402,6 +500,7 @@ impl Filter {
 impl Plan {
     fn has_own(&self, table: Table<'_>) -> bool {
         self.own.iter().any(|(set, _)| set.table == table)
+            || (table == INET && !self.chains.is_empty())
     }
 }
 

@@ -5,6 +5,7 @@
 //! has nothing of ours. Where nothing was filtered on the way there, a look on the way back finds nothing, wherever it is.
 
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use podspan_kernel::{IfName, Netlink};
 
@@ -63,6 +64,14 @@ impl Host {
             true => Ok(Vec::new()),
             false => open(&mut self.filter)?.missing(wanted),
         }
+    }
+
+    /// Waits until an attachment passes something, as [`Filter::wait_until_open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_until_open(&mut self, record: &IfName, wait: Duration) -> Result<bool, Error> {
+        open(&mut self.filter)?.wait_until_open(record, wait)
     }
 
     /// The attachments of a network whose packets are filtered, with the names of their records.

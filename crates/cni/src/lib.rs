@@ -19,6 +19,7 @@ pub mod ipam;
 mod isolation;
 pub mod netconf;
 pub mod plugin;
+pub mod pod_policy;
 mod point_to_point;
 pub mod port_mapping;
 pub mod program;

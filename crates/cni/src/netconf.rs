@@ -19,6 +19,7 @@ use crate::bandwidth::Limits;
 use crate::delegate::Delegate;
 use crate::error::Error;
 use crate::ipam::{Dns, IpamConfig, data_dir};
+use crate::pod_policy::PodPolicy;
 use crate::port_mapping::PortMapping;
 use crate::program::{Defaults, Program};
 use crate::requested::Requested;
@@ -74,6 +75,8 @@ pub struct NetConf {
     pub masquerade: bool,
     /// What a pod may send as.
     pub spoofing: Spoofing,
+    /// What others may send the pod and it may send others; none is everything.
+    pub policy: Option<PodPolicy>,
     /// Ports of the node that lead to the pod.
     pub port_mappings: Vec<PortMapping>,
     /// IPv6 addresses are used after duplicate address detection only.
@@ -158,6 +161,7 @@ struct Raw {
     // Written so by the bridge plugin.
     macspoofchk: Option<bool>,
     disable_container_interface: Option<bool>,
+    policy: Option<Value>,
     vlan: Option<i64>,
     vlan_trunk: Option<Value>,
     preserve_default_vlan: Option<bool>,
@@ -399,6 +403,7 @@ impl Input {
             force_address: raw.force_address.unwrap_or(false),
             masquerade: raw.ip_masq.unwrap_or(false),
             spoofing: spoofing(&raw, self.defaults().anti_spoof, wiring)?,
+            policy: PodPolicy::parse(raw.policy.as_ref(), self.cni_args())?,
             port_mappings: requested.port_mappings,
             detect_duplicates: raw.enabledad.unwrap_or(false),
             interface_down: interface_down(&raw, &addresses)?,

@@ -128,6 +128,7 @@ fn del_killed_at_any_system_call_and_then_repeated_leaves_nothing() {
             connect_to_port(53);
             run_killed(world, "DEL", (&world.conf, point));
             assert_guarded_or_shut(&world.node, &format!("DEL killed at {point:?}"));
+            world.assert_no_free_address_is_policed(&format!("DEL killed at {point:?}"));
             world.node.del("c1", &world.least_conf()).expect_ok();
             world.assert_nothing_is_left(&format!("DEL killed at {point:?}, then repeated"));
         });
@@ -152,6 +153,7 @@ fn gc_killed_at_any_system_call_spares_the_valid_and_leaves_nothing_when_repeate
             let added = node.add("kept", kept, kept_conf).expect_ok();
             node.add("c1", &world.pod, conf).expect_ok();
             run_killed(world, "GC", (&world.gc_conf(&["kept"]), point));
+            world.assert_no_free_address_is_policed(&context);
             world.gc(&["kept"]);
             world.assert_all_addresses_are_free_but(1, &context);
             let check = node.check("kept", kept, &node.with_prev(kept_conf, &added));

@@ -28,7 +28,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
 
 pub use batch::Batch;
-pub use chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, priority};
+pub use chain::{Base, Chain, ChainKind, Hook, NamedChain, Policy, Verdict, priority};
 pub use element::{Data, Element};
 pub use field::{Field, Header};
 pub use listing::{Generation, ListedBase, ListedChain, ListedRule};

@@ -197,6 +197,7 @@ mod tests {
             masquerade: Vec::new(),
             ports: super::super::HostPorts::default(),
             guard,
+            policy: None,
         };
         let guard = Guard {
             mac: Mac([2, 0, 0, 0, 0, 1]),

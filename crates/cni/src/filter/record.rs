@@ -2,16 +2,18 @@
 //!
 //! It is made and deleted in the transaction of the elements, so it cannot tell anything else than what is there. Its comment
 //! is the attachment, for people and for GC. The comments of its own elements tell of the elements of shared sets, set and key
-//! as `nft` writes them: `host_ports4 tcp . 8080; hairpin4 10.244.1.2 . 10.244.1.2`. What cannot be read is of a later version,
-//! and is left to that.
+//! as `nft` writes them: `host_ports4 tcp . 8080; hairpin4 10.244.1.2 . 10.244.1.2`; and of the attachment's chains: `chain
+//! pe_pod0123456789ab`. What cannot be read is of a later version, and is left to that.
 
 use podspan_kernel::IfName;
 use podspan_kernel::nft::{Batch, Element, Set, Table, Type, Value};
 
-use super::{Entry, TABLES, Wanted, guard, masquerade, ports};
+use super::{Entry, INET, Plan, TABLES, Wanted, guard, masquerade, policy, ports};
 
 /// What begins the comment that names the link of the attachment, where it has not the record's own name.
 const LINK: &str = "link";
+/// What begins the word of a chain.
+const CHAIN: &str = "chain ";
 /// Between what stands in one comment.
 const SEPARATOR: &str = "; ";
 /// What a comment has room for, in bytes (`NFT_USERDATA_MAXLEN` less its head and the final NUL).
@@ -27,6 +29,8 @@ pub(super) struct Record {
     pub link: Option<IfName>,
     /// What stands in shared sets.
     pub entries: Vec<Entry>,
+    /// The attachment's chains.
+    pub chains: Vec<String>,
 }
 
 /// The record's set.
@@ -35,10 +39,12 @@ pub(super) fn set<'a>(table: Table<'a>, name: &'a str) -> Set<'a> {
 }
 
 /// Makes the records of an attachment, which must not be there yet.
-pub(super) fn create(batch: &mut Batch, wanted: &Wanted, own: &[Entry]) {
+pub(super) fn create(batch: &mut Batch, wanted: &Wanted, plan: &Plan) {
     for table in TABLES {
-        let entries = own.iter().filter(|(set, _)| set.table == table);
+        let entries = plan.own.iter().filter(|(set, _)| set.table == table);
         let mut texts: Vec<_> = entries.map(text).collect();
+        let chains = plan.chains.iter().filter(|_| table == INET);
+        texts.extend(chains.map(|chain| format!("{CHAIN}{}", chain.name)));
         if texts.is_empty() {
             continue;
         }
@@ -95,6 +101,11 @@ impl Record {
                 .filter_map(|text| entry(table, text))
                 .map(|(set, element)| (set, element.comment(name.as_str())))
                 .collect(),
+            chains: texts()
+                .filter_map(|text| text.strip_prefix(CHAIN))
+                .filter(|chain| table == INET && policy::veth_of(chain).is_some())
+                .map(str::to_owned)
+                .collect(),
         }
     }
 }
@@ -105,6 +116,7 @@ fn entry(table: Table<'static>, text: &str) -> Option<Entry> {
     let all = masquerade::SETS
         .iter()
         .chain(&ports::SETS)
+        .chain(&policy::SETS)
         .chain(&guard::SETS);
     let set = { all }.find(|set| set.table == table && set.name == name)?;
     let fields: Vec<_> = key.split(" . ").collect();

@@ -112,6 +112,7 @@ fn wanted(
             masquerade_all: keys.masq_all.unwrap_or(false),
         },
         guard: None,
+        policy: None,
     })
 }
 

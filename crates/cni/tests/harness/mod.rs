@@ -202,9 +202,15 @@ impl Node {
     }
 
     /// What stands of attachments in the tables of the packet filter: each element as `<set> <element>`, and the records
-    /// themselves; but not the links that lead to pods, which are nobody's. Sorted.
+    /// themselves, and chains of their own; but not the links that lead to pods, nor subnets, which are nobody's. Sorted.
     pub fn filtered(&self) -> Vec<String> {
-        const SHARED: [&str; 3] = ["bridges", "host_port_links", "hairpin_links"];
+        const SHARED: [&str; 5] = [
+            "bridges",
+            "host_port_links",
+            "hairpin_links",
+            "policy_subnets4",
+            "policy_subnets6",
+        ];
         let mut all = Vec::new();
         for family in ["inet", "bridge"] {
             let output = Command::new("nft")
@@ -213,6 +219,11 @@ impl Node {
                 .unwrap();
             let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
             for object in listed["nftables"].as_array().into_iter().flatten() {
+                if let Some(name) = object["chain"]["name"].as_str()
+                    && (name.starts_with("pe_") || name.starts_with("pi_"))
+                {
+                    all.push(format!("chain {name}"));
+                }
                 let set = if object["set"].is_null() {
                     &object["map"]
                 } else {

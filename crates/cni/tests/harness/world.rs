@@ -6,6 +6,7 @@
 //! the store's own: a new feature needs a line in the table and nothing here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::process::Output;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub struct Configuration {
     keys: &'static str,
 }
 
+/// Who the pods are.
+const POD_ARGS: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=0f3";
 /// So small that what a test loses is missed, and so large that a pod and another fit.
 const IPV4: &str = "10.244.1.0/28";
 const IPV6: &str = "fd00:10:244:1::/124";
@@ -50,7 +53,7 @@ macro_rules! limits {
 }
 
 #[rustfmt::skip]
-pub const CONFIGURATIONS: [Configuration; 7] = [
+pub const CONFIGURATIONS: [Configuration; 8] = [
     Configuration { name: "plain", always: true, ranges: &[IPV4], keys: r#"{}"# },
     Configuration { name: "not guarded", always: false, ranges: &[IPV4], keys: r#"{"antiSpoof": false}"# },
     Configuration { name: "dual stack", always: false, ranges: &[IPV4, IPV6], keys: r#"{}"# },
@@ -59,8 +62,10 @@ pub const CONFIGURATIONS: [Configuration; 7] = [
         keys: concat!(r#"{"runtimeConfig": {"#, ports!(), "}}") },
     Configuration { name: "bandwidth", always: false, ranges: &[IPV4],
         keys: concat!(r#"{"runtimeConfig": {"#, limits!(), "}}") },
+    Configuration { name: "policy", always: false, ranges: &[IPV4],
+        keys: r#"{"policy": {"waitMilliseconds": 0}}"# },
     Configuration { name: "everything", always: true, ranges: &[IPV4, IPV6],
-        keys: concat!(r#"{"ipMasq": true, "runtimeConfig": {"#, ports!(), ",", limits!(), "}}") },
+        keys: concat!(r#"{"ipMasq": true, "policy": {"waitMilliseconds": 0}, "runtimeConfig": {"#, ports!(), ",", limits!(), "}}") },
 ];
 
 impl Configuration {
@@ -165,6 +170,7 @@ impl World {
     /// Runs the command for container `c1`.
     pub fn run(&self, wrapper: &[String], command: &str, conf: &Value) -> Output {
         let mut process = self.node.command(wrapper, command, "c1");
+        process.env("CNI_ARGS", POD_ARGS);
         run_within(HANG, process.env("CNI_NETNS", self.pod.path()), conf)
     }
 
@@ -244,6 +250,39 @@ impl World {
             .collect()
     }
 
+    /// The addresses that lead to a pod's chains.
+    pub fn policed(&self) -> BTreeSet<IpAddr> {
+        let mut policed = BTreeSet::new();
+        for object in listed_by_nft() {
+            let map = &object.get("map").cloned().unwrap_or_default();
+            let is_ours = map["name"]
+                .as_str()
+                .is_some_and(|name| name.starts_with("policy_"));
+            for pair in map["elem"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|_| is_ours)
+            {
+                let key = pair[0]["elem"]["val"].as_str().unwrap();
+                policed.insert(key.parse().unwrap());
+            }
+        }
+        policed
+    }
+
+    /// No address that could be given to another pod leads to a chain.
+    pub fn assert_no_free_address_is_policed(&self, context: &str) {
+        let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        for ip in self.policed().iter().filter(|ip| !link_local(ip)) {
+            let file = self.data.path().join("net").join(ip.to_string());
+            assert!(
+                file.exists(),
+                "{ip} is free and leads to a chain: {context}"
+            );
+        }
+    }
+
     /// Every address can be taken, each once, but for those of so many attachments.
     pub fn assert_all_addresses_are_free_but(&self, held: u128, context: &str) {
         let config = IpamConfig::from_json(&self.conf["ipam"], "/nowhere").unwrap();
@@ -305,6 +344,17 @@ fn shown() -> BTreeSet<String> {
             let keys = object.as_object_mut().unwrap();
             keys.remove("handle");
             let elements = keys.remove("elem").unwrap_or_default();
+            // What a rule has counted.
+            for expression in keys
+                .get_mut("expr")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                if expression.get("counter").is_some() {
+                    *expression = json!("counter");
+                }
+            }
             let text = |key| keys.get(key).map(Value::to_string).unwrap_or_default();
             let name = format!("{kind} {} {}", text("family"), text("name"));
             for element in elements.as_array().into_iter().flatten() {

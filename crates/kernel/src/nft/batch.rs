@@ -100,6 +100,13 @@ impl Batch {
         self.push(to, format!("add {chain}"), |to| chain.encode(to));
     }
 
+    /// Adds a chain whose name must not be there yet.
+    pub fn create_chain(&mut self, chain: Chain<'_>) {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let to = Request(message::NEW_CHAIN, flags, chain.table);
+        self.push(to, format!("create {chain}"), |to| chain.encode(to));
+    }
+
     /// Deletes all rules of a chain.
     pub fn flush_chain(&mut self, chain: Chain<'_>) {
         let to = Request(message::DELETE_RULE, 0, chain.table);

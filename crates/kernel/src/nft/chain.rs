@@ -4,6 +4,7 @@ use std::fmt;
 
 use netlink_packet_core::NLM_F_REQUEST;
 
+use super::element::{UDATA_COMMENT, encode_comment, read_user_data};
 use super::encode::{Attributes, Encoder, Header};
 use super::{Family, Table};
 use crate::netlink::u32_at;
@@ -15,6 +16,8 @@ pub(super) mod attribute {
     pub(in crate::nft) const HOOK: u16 = 4;
     pub(in crate::nft) const POLICY: u16 = 5;
     pub(in crate::nft) const TYPE: u16 = 7;
+    /// `NFTA_CHAIN_USERDATA` (Linux 5.8). What `nft` keeps in it is numbered as of rules (`NFTNL_UDATA_CHAIN_COMMENT`).
+    pub(in crate::nft) const USERDATA: u16 = 12;
     /// `NFTA_HOOK_HOOKNUM`.
     pub(in crate::nft) const HOOK_NUMBER: u16 = 1;
     /// `NFTA_HOOK_PRIORITY`.
@@ -40,6 +43,34 @@ pub struct Chain<'a> {
     pub name: &'a str,
     /// Where packets enter it; a chain without is entered by a jump or goto only.
     pub base: Option<Base<'a>>,
+    /// Its owner's words about it, at most 253 bytes. A kernel before 5.8 forgets them; one that has the chain already
+    /// keeps those that it has.
+    pub comment: Option<&'a str>,
+}
+
+/// A chain as a list of those of a table tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedChain {
+    /// Its name.
+    pub name: String,
+    /// Its owner's words about it.
+    pub comment: Option<String>,
+}
+
+impl NamedChain {
+    /// Reads one message of a list; none for a chain of another table.
+    pub(super) fn read(table: Table<'_>, attributes: Attributes<'_>) -> Option<Self> {
+        let text = |kind| {
+            let text = std::str::from_utf8(attributes.find(kind)?).ok()?;
+            Some(text.trim_end_matches('\0'))
+        };
+        let user_data = attributes.find(attribute::USERDATA).unwrap_or_default();
+        let name = text(attribute::NAME)?;
+        (text(attribute::TABLE)? == table.name).then(|| Self {
+            name: name.to_owned(),
+            comment: read_user_data(user_data, UDATA_COMMENT),
+        })
+    }
 }
 
 /// Where a base chain stands in a packet's way.
@@ -148,6 +179,7 @@ impl<'a> Chain<'a> {
             table,
             name,
             base: None,
+            comment: None,
         }
     }
 
@@ -157,12 +189,22 @@ impl<'a> Chain<'a> {
             table,
             name,
             base: Some(base),
+            comment: None,
         }
+    }
+
+    /// The same with a comment.
+    pub const fn with_comment(mut self, comment: &'a str) -> Self {
+        self.comment = Some(comment);
+        self
     }
 
     /// The body of `NFT_MSG_NEWCHAIN`.
     pub(super) fn encode(&self, to: &mut Encoder) {
         self.encode_name(to);
+        if let Some(comment) = self.comment {
+            encode_comment(to, attribute::USERDATA, comment);
+        }
         let Some(base) = &self.base else { return };
         to.nest(attribute::HOOK, |hook| {
             hook.number32(attribute::HOOK_NUMBER, base.hook.number(self.table.family));

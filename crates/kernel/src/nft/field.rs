@@ -99,6 +99,8 @@ impl Field {
     pub const IP6_SADDR: Self = Self::payload(Header::Network, 8, 16).of(Layer::Ipv6);
     /// `ip6 daddr`.
     pub const IP6_DADDR: Self = Self::payload(Header::Network, 24, 16).of(Layer::Ipv6);
+    /// `ip6 hoplimit`: 255 of a packet that no router has passed on.
+    pub const IP6_HOPLIMIT: Self = Self::payload(Header::Network, 7, 1).of(Layer::Ipv6);
     /// `arp saddr ether`: the Ethernet address that the sender says it has.
     pub const ARP_SADDR_ETHER: Self = Self::payload(Header::Network, 8, 6).of(Layer::Arp);
     /// `arp saddr ip`: the IPv4 address that the sender says it has.

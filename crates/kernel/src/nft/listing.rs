@@ -8,11 +8,11 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
 
 use super::batch::Batch;
-use super::chain::{Base, Chain, ChainKind, Hook, Policy, Verdict, attribute};
+use super::chain::{Base, Chain, ChainKind, Hook, NamedChain, Policy, Verdict, attribute};
 use super::element::{UDATA_COMMENT, read_user_data};
 use super::rule::{EXPR_DATA, EXPR_NAME};
 use super::value::Type;
-use super::{Family, Nft, message};
+use super::{Family, Nft, Table, message};
 use crate::error::Result;
 use crate::names::IfName;
 use crate::netlink::{Refusal, u32_at};
@@ -157,6 +157,62 @@ impl Nft {
         );
         asked.map_err(|refusal| refusal.into_error(format!("list chains of {family}")))?;
         Ok(chains)
+    }
+
+    /// All chains of a table, with what their owners say of them; none where there is no table.
+    ///
+    /// # Errors
+    /// EINTR when commits never let a listing finish; what the kernel answered.
+    pub fn list_chains_of(&mut self, table: Table<'_>) -> Result<Vec<NamedChain>> {
+        let header = Header {
+            kind: message::GET_CHAIN,
+            flags: NLM_F_REQUEST | NLM_F_DUMP,
+            family: table.family as u8,
+            resource: 0,
+        };
+        let mut chains = Vec::new();
+        let asked = self.link.dump(
+            header,
+            |_| {},
+            |part| match part {
+                None => chains.clear(),
+                // The kernel lists those of all tables of the family.
+                Some(chain) => chains.extend(NamedChain::read(table, chain)),
+            },
+        );
+        asked.map_err(|refusal| refusal.into_error(format!("list chains of table {table}")))?;
+        Ok(chains)
+    }
+
+    /// All rules of a table, each with the name of its chain, those of one chain in their order; none where there is no
+    /// table.
+    ///
+    /// # Errors
+    /// EINTR when commits never let a listing finish; what the kernel answered.
+    pub fn list_rules_of(&mut self, table: Table<'_>) -> Result<Vec<(String, ListedRule)>> {
+        let header = Header {
+            kind: message::GET_RULES,
+            flags: NLM_F_REQUEST | NLM_F_DUMP,
+            family: table.family as u8,
+            resource: 0,
+        };
+        let mut rules = Vec::new();
+        let asked = self.link.dump(
+            header,
+            |to| to.text(1, table.name), // NFTA_RULE_TABLE
+            |part| match part {
+                None => rules.clear(),
+                Some(rule) => {
+                    let chain = rule.find(2).map(text).unwrap_or_default(); // NFTA_RULE_CHAIN
+                    rules.extend(read_rule(rule).map(|read| (chain, read)));
+                }
+            },
+        );
+        match asked {
+            Ok(()) => Ok(rules),
+            Err(refusal) if refusal.errno == Errno::NOENT => Ok(Vec::new()),
+            Err(refusal) => Err(refusal.into_error(format!("list rules of table {table}"))),
+        }
     }
 
     /// True when the chain is there.

@@ -3,6 +3,7 @@
 mod answers;
 mod laws;
 mod listing;
+mod owners;
 mod packets;
 mod transactions;
 

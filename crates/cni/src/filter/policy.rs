@@ -1,0 +1,454 @@
+//! NetworkPolicy's place in the kernel: what comes from a pod or goes to it goes through a chain of that pod's own.
+//!
+//! Two base chains on the forward hook, one a direction, that all pods share; a verdict map leads from a pod's address to its
+//! chain, `pe_` (from it) or `pi_` (to it) and the name of its host veth. Chains and elements are made by ADD in one
+//! transaction and removed by DEL in one, before the address is free: an address never has the identity of who had it before.
+//! They are made closed, and say who the pod is; what stands in them is the agent's, which never adds or removes them. An
+//! address of [`SUBNETS4`] and [`SUBNETS6`] that leads nowhere is dropped: closed by absence.
+//! Neither the way from the node to its own pods nor the way back is forwarding, so both always pass. Replies pass by
+//! conntrack.
+//! Surprises: with `br_netfilter` the neighbour discovery between pods of one bridge comes here too, and passes where no
+//! router has passed it on, as ARP does, which never comes here; and a pod's link-local address is one of its addresses,
+//! because its neighbours on the bridge are reached by it. Groups and broadcasts go to nobody's chain, but come from one's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use podspan_kernel::nft::{
+    AddressRange, Base, Batch, Chain, Compare, CtState, Data, Element, Field, Hook, ListedRule,
+    Nft, Rule, Set, Type, Value, Verdict, priority,
+};
+use podspan_kernel::{IfName, Prefix};
+
+use super::{INET, Part, Plan, Wanted};
+
+/// From a pod's address to the chain of what it sends.
+const EGRESS4: Set<'static> = Set::verdict_map(INET, "policy_egress4", &[Type::Ipv4]);
+const EGRESS6: Set<'static> = Set::verdict_map(INET, "policy_egress6", &[Type::Ipv6]);
+/// From a pod's address to the chain of what it is sent.
+const INGRESS4: Set<'static> = Set::verdict_map(INET, "policy_ingress4", &[Type::Ipv4]);
+const INGRESS6: Set<'static> = Set::verdict_map(INET, "policy_ingress6", &[Type::Ipv6]);
+/// Whose addresses without a chain are closed: this node's pods. The agent adds to them.
+pub const SUBNETS4: Set<'static> = Set::of(INET, "policy_subnets4", &[Type::Ipv4]).with_intervals();
+/// The same for IPv6.
+pub const SUBNETS6: Set<'static> = Set::of(INET, "policy_subnets6", &[Type::Ipv6]).with_intervals();
+const RULES: Set<'static> = Set::of(INET, "rules_policy_1", &[Type::Mark]);
+
+/// All sets that a record may name.
+pub(super) static SETS: [Set<'static>; 4] = [EGRESS4, EGRESS6, INGRESS4, INGRESS6];
+
+/// Before the usual filters, and egress before ingress: `accept` in one goes on with the next.
+const EGRESS: Chain<'static> = Chain::hooked(
+    INET,
+    "policy_egress",
+    Base::filter(Hook::Forward, priority::FILTER - 20),
+);
+const INGRESS: Chain<'static> = Chain::hooked(
+    INET,
+    "policy_ingress",
+    Base::filter(Hook::Forward, priority::FILTER - 19),
+);
+/// What the names of attachments' chains begin with.
+const EGRESS_OF: &str = "pe_";
+const INGRESS_OF: &str = "pi_";
+
+/// The comment of the rule that closes a chain until the agent knows the pod.
+pub const CLOSED: &str = "closed";
+/// The comment of the rules that drop what comes from or goes to a pod that nobody made chains for.
+const ABSENT: &str = "no pod has this address";
+/// Neighbour solicitation and advertisement (RFC 4861, section 4), and the hop limit that they must have.
+const NEIGHBOUR_DISCOVERY: [u8; 2] = [135, 136];
+const NOT_PASSED_ON: u8 = 255;
+
+/// Who a pod is, as its runtime says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its number, which no other pod ever has; not every runtime says it.
+    pub uid: Option<String>,
+}
+
+/// What policy needs of an attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// The pod; none for a container that is nobody's.
+    pub pod: Option<PodName>,
+    /// Its addresses, the link-local one too.
+    pub addresses: Vec<IpAddr>,
+    /// The networks whose addresses are pods of this node.
+    pub subnets: Vec<Prefix>,
+    /// It passes nothing until the agent knows the pod.
+    pub closed: bool,
+}
+
+/// The names of an attachment's chains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainNames {
+    /// What the pod sends goes through it.
+    pub egress: String,
+    /// What it is sent.
+    pub ingress: String,
+}
+
+/// An attachment's chains, as they are in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedChains {
+    /// Its host veth.
+    pub veth: IfName,
+    /// The pod; none for a container that is nobody's.
+    pub pod: Option<PodName>,
+    /// The addresses that lead to the chains, sorted, without the link-local one.
+    pub addresses: Vec<IpAddr>,
+    /// One of the chains is as ADD made it: it drops everything until the agent replaces that.
+    pub closed: bool,
+}
+
+/// The chains of an attachment, by its host veth.
+pub fn chains(veth: &IfName) -> ChainNames {
+    ChainNames {
+        egress: format!("{EGRESS_OF}{veth}"),
+        ingress: format!("{INGRESS_OF}{veth}"),
+    }
+}
+
+/// The host veth whose chain has that name, if it is one.
+pub fn veth_of(chain: &str) -> Option<IfName> {
+    let veth = [EGRESS_OF, INGRESS_OF]
+        .iter()
+        .find_map(|prefix| chain.strip_prefix(prefix))?;
+    veth.parse().ok()
+}
+
+/// An attachment's chain by its name.
+pub fn chain(name: &str) -> Chain<'_> {
+    Chain::plain(INET, name)
+}
+
+/// Lays table, sets and base chains anew, whatever of it is there; nothing passes that did not before or does afterwards.
+/// Elements, and chains of attachments, stay.
+pub fn lay(batch: &mut Batch) {
+    batch.add_table(INET);
+    batch.add_set(&RULES);
+    lay_part(batch);
+}
+
+/// Fails the batch where what [`lay`] makes is not there or of another version.
+pub fn require(batch: &mut Batch) {
+    batch.require_set(&RULES);
+}
+
+fn lay_part(batch: &mut Batch) {
+    for set in SETS.iter().chain([&SUBNETS4, &SUBNETS6]) {
+        batch.add_set(set);
+    }
+    for chain in [EGRESS, INGRESS] {
+        batch.add_chain(chain);
+        batch.flush_chain(chain);
+    }
+    let egress = [Field::IP_SADDR, Field::IP6_SADDR];
+    let ingress = [Field::IP_DADDR, Field::IP6_DADDR];
+    for (chain, [field4, field6], [map4, map6]) in [
+        (EGRESS, egress, [&EGRESS4, &EGRESS6]),
+        (INGRESS, ingress, [&INGRESS4, &INGRESS6]),
+    ] {
+        let [first, last] = NEIGHBOUR_DISCOVERY.map(Value::Icmp6Type);
+        let absent = |field, subnets| {
+            let rule = Rule::of(chain).is_in(&[field], subnets).counter();
+            rule.verdict(&Verdict::Drop).comment(ABSENT)
+        };
+        let rules = [
+            Rule::of(chain)
+                .ct_state(&[CtState::Established, CtState::Related])
+                .verdict(&Verdict::Accept),
+            Rule::of(chain).verdict_by(&[field4], map4),
+            Rule::of(chain)
+                .compare(
+                    Field::IP6_HOPLIMIT,
+                    Compare::Equal,
+                    Value::Protocol(NOT_PASSED_ON),
+                )
+                .between(Field::ICMPV6_TYPE, first, last)
+                .verdict(&Verdict::Accept),
+            Rule::of(chain).verdict_by(&[field6], map6),
+            absent(field4, &SUBNETS4),
+            absent(field6, &SUBNETS6),
+        ];
+        for rule in &rules {
+            batch.add_rule(rule);
+        }
+    }
+}
+
+/// A chain of an attachment's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OwnChain {
+    pub name: String,
+    comment: Option<String>,
+    closed: bool,
+}
+
+impl OwnChain {
+    pub(super) fn create(&self, batch: &mut Batch) {
+        let Self {
+            name,
+            comment,
+            closed,
+        } = self;
+        batch.create_chain(Chain {
+            comment: comment.as_deref(),
+            ..chain(name)
+        });
+        if *closed {
+            let rule = Rule::of(chain(name)).counter().verdict(&Verdict::Drop);
+            batch.add_rule(&rule.comment(CLOSED));
+        }
+    }
+}
+
+/// What policy needs.
+pub(super) fn plan(wanted: &Wanted, plan: &mut Plan) {
+    let Some(subject) = &wanted.policy else {
+        return;
+    };
+    plan.parts.push(Part {
+        rules: RULES,
+        lay: lay_part,
+    });
+    let ranges = subject.subnets.iter().copied().map(AddressRange::from);
+    plan.subnets.extend(ranges);
+    let names = chains(&wanted.record);
+    let pod = subject.pod.as_ref();
+    // Together they have room for the longest names that there are: 255 bytes each.
+    let place = |pod: &PodName| {
+        let uid = pod.uid.as_deref().unwrap_or_default();
+        format!("{} {uid}", pod.namespace).trim_end().to_owned()
+    };
+    for ip in &subject.addresses {
+        let [egress, ingress] = match ip {
+            IpAddr::V4(_) => [&EGRESS4, &INGRESS4],
+            IpAddr::V6(_) => [&EGRESS6, &INGRESS6],
+        };
+        for (map, name) in [(egress, &names.egress), (ingress, &names.ingress)] {
+            let element = Element::new([(*ip).into()]);
+            plan.own
+                .push((map, element.verdict(Verdict::goto(&chain(name)))));
+        }
+    }
+    plan.chains.extend([
+        OwnChain {
+            name: names.egress,
+            comment: pod.map(|pod| pod.name.clone()),
+            closed: subject.closed,
+        },
+        OwnChain {
+            name: names.ingress,
+            comment: pod.map(place),
+            closed: subject.closed,
+        },
+    ]);
+}
+
+/// Those of `wanted` that are to be added to what is there, and what they take the place of: the kernel refuses one that
+/// overlaps another. Of two networks that overlap, one lies in the other.
+pub(super) fn missing_subnets(
+    wanted: &[AddressRange],
+    there: &[AddressRange],
+) -> (Vec<AddressRange>, Vec<AddressRange>) {
+    let (mut added, mut replaced): (Vec<AddressRange>, BTreeSet<AddressRange>) = Default::default();
+    for subnet in wanted {
+        if there
+            .iter()
+            .chain(&added)
+            .any(|known| known.covers(*subnet))
+        {
+            continue;
+        }
+        added.retain(|known| !subnet.covers(*known));
+        added.push(*subnet);
+        replaced.extend(there.iter().filter(|known| subnet.covers(**known)));
+    }
+    (added, replaced.into_iter().collect())
+}
+
+/// The set of that family.
+pub(super) fn subnets_of(is_ipv4: bool) -> &'static Set<'static> {
+    match is_ipv4 {
+        true => &SUBNETS4,
+        false => &SUBNETS6,
+    }
+}
+
+/// The elements that lead to one of the chains, whoever made them.
+///
+/// # Errors
+/// What the kernel answered, other than that there is no such map.
+pub(super) fn elements_to(
+    nft: &mut Nft,
+    names: &[&str],
+) -> podspan_kernel::Result<Vec<super::Entry>> {
+    let mut entries = Vec::new();
+    for map in &SETS {
+        let elements = list(nft, map)?.into_iter();
+        let leads =
+            elements.filter(|element| leads_to(element).is_some_and(|to| names.contains(&to)));
+        entries.extend(leads.map(|element| (map, element)));
+    }
+    Ok(entries)
+}
+
+fn list(nft: &mut Nft, map: &Set<'_>) -> podspan_kernel::Result<Vec<Element>> {
+    match nft.list_elements(map) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+fn leads_to(element: &Element) -> Option<&str> {
+    match &element.data {
+        Data::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) => Some(chain),
+        _ => None,
+    }
+}
+
+fn is_closing(rule: &ListedRule) -> bool {
+    rule.comment.as_deref() == Some(CLOSED) && rule.refuses
+}
+
+/// True when one of the chains is as ADD made it. A chain that is not there is not closed.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn is_closed(nft: &mut Nft, of: &ChainNames) -> podspan_kernel::Result<bool> {
+    for name in [&of.egress, &of.ingress] {
+        if nft.list_rules(chain(name))?.iter().any(is_closing) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// All attachments that have chains, sorted by their host veths; none where there is no table.
+///
+/// The lists that it is read from are not of one moment: of an attachment that was detached meanwhile some may be missing.
+/// A batch [only at](Batch::only_at) a generation that was asked for before is sure of them.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn attachments(nft: &mut Nft) -> podspan_kernel::Result<Vec<AttachedChains>> {
+    // The name, namespace and number of each, by the comments of its two chains.
+    let mut found: BTreeMap<IfName, [Option<String>; 2]> = BTreeMap::new();
+    for listed in nft.list_chains_of(INET)? {
+        let Some(veth) = veth_of(&listed.name) else {
+            continue;
+        };
+        let [name, place] = found.entry(veth).or_default();
+        match listed.name.starts_with(EGRESS_OF) {
+            true => *name = listed.comment,
+            false => *place = listed.comment,
+        }
+    }
+    let mut addresses: BTreeMap<IfName, BTreeSet<IpAddr>> = BTreeMap::new();
+    for map in &SETS {
+        for element in list(nft, map)? {
+            let (Some(veth), [value]) =
+                (leads_to(&element).and_then(veth_of), element.key.as_slice())
+            else {
+                continue;
+            };
+            addresses.entry(veth).or_default().extend(address(value));
+        }
+    }
+    let rules = nft.list_rules_of(INET)?.into_iter();
+    let closed: BTreeSet<IfName> = rules
+        .filter(|(_, rule)| is_closing(rule))
+        .filter_map(|(chain, _)| veth_of(&chain))
+        .collect();
+    let attachment = |(veth, [name, place]): (IfName, [Option<String>; 2])| AttachedChains {
+        pod: pod_name(name, place),
+        addresses: addresses.remove(&veth).into_iter().flatten().collect(),
+        closed: closed.contains(&veth),
+        veth,
+    };
+    Ok(found.into_iter().map(attachment).collect())
+}
+
+/// None for a link-local address, which is its link's affair alone.
+fn address(value: &Value) -> Option<IpAddr> {
+    match value {
+        Value::Ipv4(ip) => Some((*ip).into()),
+        Value::Ipv6(ip) if !ip.is_unicast_link_local() => Some((*ip).into()),
+        _ => None,
+    }
+}
+
+fn pod_name(name: Option<String>, place: Option<String>) -> Option<PodName> {
+    let place = place?;
+    let (namespace, uid) = match place.split_once(' ') {
+        Some((namespace, uid)) => (namespace, Some(uid.to_owned())),
+        None => (place.as_str(), None),
+    };
+    Some(PodName {
+        namespace: namespace.to_owned(),
+        name: name?,
+        uid,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(texts: &[&str]) -> Vec<AddressRange> {
+        let range = |text: &&str| text.parse::<Prefix>().unwrap().into();
+        texts.iter().map(range).collect()
+    }
+
+    #[test]
+    fn a_subnet_is_added_where_no_wider_one_is_and_takes_the_place_of_narrower_ones() {
+        let there = ranges(&["10.1.0.0/24", "10.1.1.0/24", "10.3.0.0/16", "fd00::/64"]);
+        let case = |wanted: &[&str]| missing_subnets(&ranges(wanted), &there);
+        assert_eq!(case(&["10.1.0.0/24", "10.3.7.0/24"]), Default::default());
+        assert_eq!(
+            case(&["10.1.0.0/16", "10.1.0.0/24", "10.2.0.0/24"]),
+            (
+                ranges(&["10.1.0.0/16", "10.2.0.0/24"]),
+                ranges(&["10.1.0.0/24", "10.1.1.0/24"])
+            )
+        );
+        assert_eq!(
+            case(&["10.8.1.0/24", "10.8.0.0/16"]).0,
+            ranges(&["10.8.0.0/16"])
+        );
+    }
+
+    #[test]
+    fn chains_tell_whose_they_are() {
+        let veth: IfName = "pod0123456789ab".parse().unwrap();
+        let names = chains(&veth);
+        assert_eq!(names.egress, "pe_pod0123456789ab");
+        for name in [&names.egress, &names.ingress] {
+            assert_eq!(veth_of(name), Some(veth.clone()));
+        }
+        assert_eq!(veth_of("policy_egress"), None);
+        assert_eq!(veth_of("pg_1"), None);
+    }
+
+    #[test]
+    fn a_pod_is_read_from_the_comments_of_its_chains() {
+        let read = |name: Option<&str>, place: Option<&str>| {
+            pod_name(name.map(Into::into), place.map(Into::into))
+        };
+        let pod = |uid: Option<&str>| PodName {
+            namespace: "shop".into(),
+            name: "web-0".into(),
+            uid: uid.map(Into::into),
+        };
+        assert_eq!(read(Some("web-0"), Some("shop 17")), Some(pod(Some("17"))));
+        assert_eq!(read(Some("web-0"), Some("shop")), Some(pod(None)));
+        assert_eq!(read(Some("web-0"), None), None);
+        assert_eq!(read(None, None), None);
+    }
+}
