@@ -40,7 +40,7 @@ class Case(unittest.TestCase):
         self.nodes = self.cluster.nodes
 
     def tearDown(self):
-        for kind in ("Service", "Deployment", "Pod"):
+        for kind in ("NetworkPolicy", "Service", "Deployment", "Pod"):
             for each in self.api.list(kind):
                 if each["metadata"]["name"] != "kubernetes":
                     self.api.delete(kind, each["metadata"]["name"])

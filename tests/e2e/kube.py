@@ -9,8 +9,9 @@ import urllib.request
 # How long anything may take before it counts as hanging, in seconds.
 PATIENCE = 120
 PLURALS = {"DaemonSet": "daemonsets", "Deployment": "deployments", "EndpointSlice": "endpointslices", "Event": "events",
-           "Namespace": "namespaces", "Node": "nodes", "Pod": "pods", "Service": "services"}
-GROUPS = {"DaemonSet": "apis/apps/v1", "Deployment": "apis/apps/v1", "EndpointSlice": "apis/discovery.k8s.io/v1"}
+           "Namespace": "namespaces", "NetworkPolicy": "networkpolicies", "Node": "nodes", "Pod": "pods", "Service": "services"}
+GROUPS = {"DaemonSet": "apis/apps/v1", "Deployment": "apis/apps/v1", "EndpointSlice": "apis/discovery.k8s.io/v1",
+          "NetworkPolicy": "apis/networking.k8s.io/v1"}
 UNBOUND = {"Namespace", "Node"}
 
 

@@ -48,9 +48,10 @@ const INGRESS: Chain<'static> = Chain::hooked(
     "policy_ingress",
     Base::filter(Hook::Forward, priority::FILTER - 19),
 );
-/// What the names of attachments' chains begin with.
-const EGRESS_OF: &str = "pe_";
-const INGRESS_OF: &str = "pi_";
+/// What the names of the chains begin with that packets from pods go through.
+pub const EGRESS_OF: &str = "pe_";
+/// The same of those that packets to pods go through.
+pub const INGRESS_OF: &str = "pi_";
 
 /// The comment of the rule that closes a chain until the agent knows the pod.
 pub const CLOSED: &str = "closed";

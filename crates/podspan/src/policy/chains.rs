@@ -2,28 +2,46 @@
 
 use std::collections::BTreeMap;
 
+use podspan_cni::filter::policy::{self, AttachedChains, EGRESS_OF, INGRESS_OF};
 use podspan_kernel::nft::Nft;
 
-use super::object::Attached;
+pub use podspan_cni::filter::policy::CLOSED;
+
+use super::object::{Addresses, Attached, Key};
 use super::program::{Attachment, Direction};
 
-/// The comment of the rule that closes a pod which is not known yet.
-pub const CLOSED: &str = "closed";
-/// The maps that lead from addresses to chains; the plugin alone changes them.
+/// The maps that lead from addresses to chains of which an element comes and goes with each attachment.
 pub const MAPS: [&str; 2] = ["policy_ingress4", "policy_ingress6"];
 
 /// The chain of an attachment for that direction.
 pub fn own_chain(attachment: &str, direction: Direction) -> String {
-    match direction {
-        Direction::Ingress => format!("pi_{attachment}"),
-        Direction::Egress => format!("pe_{attachment}"),
-    }
+    let prefix = match direction {
+        Direction::Ingress => INGRESS_OF,
+        Direction::Egress => EGRESS_OF,
+    };
+    format!("{prefix}{attachment}")
 }
 
-/// All attachments of pods that have chains.
+/// All attachments of pods that have chains. A container that is nobody's pod is nobody's subject.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn attachments(_nft: &mut Nft) -> podspan_kernel::Result<BTreeMap<Attachment, Attached>> {
-    Ok(BTreeMap::new())
+pub fn attachments(nft: &mut Nft) -> podspan_kernel::Result<BTreeMap<Attachment, Attached>> {
+    let all = policy::attachments(nft)?.into_iter();
+    Ok(all.filter_map(attached).collect())
+}
+
+fn attached(chains: AttachedChains) -> Option<(Attachment, Attached)> {
+    let pod = chains.pod?;
+    let mut addresses = Addresses::default();
+    chains.addresses.into_iter().for_each(|ip| addresses.add(ip));
+    let attached = Attached {
+        pod: Key {
+            namespace: pod.namespace.into(),
+            name: pod.name.into(),
+        },
+        uid: pod.uid.map(Into::into),
+        addresses,
+    };
+    Some((chains.veth.as_str().into(), attached))
 }
