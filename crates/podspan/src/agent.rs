@@ -53,7 +53,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let tunnels = LinkSet::default();
     let (sender, events) = events::start(files, tunnels.clone())?;
     let board = Arc::new(Board::new());
-    let registry = Registry::follow(&config.registry, &sender)?;
+    let registry = Registry::follow(&config.registry, &sender, None)?;
     beside::start(config, &board, sender)?;
     let mut agent = Agent {
         config,

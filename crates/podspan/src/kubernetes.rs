@@ -1,4 +1,5 @@
-//! The Kubernetes API: a thread of its own that follows the Nodes, and tells there what this machine is like.
+//! The Kubernetes API: a thread of its own that follows the Nodes, what policy needs besides, and tells there what this machine is
+//! like.
 //!
 //! Everything that waits for the API waits here, on one thread with its own runtime; the agent's loop never does. What is new
 //! goes to it as messages, and an event says *look again*. Nothing here touches the machine: when the API is away, for however
@@ -10,9 +11,14 @@
 pub mod allocate;
 mod backoff;
 mod client;
+mod nodes;
 pub mod object;
 pub mod pod;
+#[allow(dead_code, reason = "the interface between watch and policy")]
+pub mod policy;
 mod report;
+#[cfg(test)]
+mod server;
 mod state;
 mod watch;
 
@@ -28,7 +34,10 @@ use tokio::sync::watch as latest;
 
 use crate::config::KubernetesConfig;
 use crate::events::Sender;
-use object::Record;
+use crate::policy::object::Kind;
+use client::{Client, Failure};
+use nodes::Nodes;
+use object::{NodeObject, Record};
 use state::State;
 
 /// How long `status` and `plan` wait for the list of Nodes.
@@ -48,10 +57,14 @@ pub enum News {
 }
 
 /// What a problem is about: each has at most one, told once however often it is met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum About {
     /// Reading the Nodes.
     Nodes,
+    /// Reading that kind, for policy.
+    Kind(Kind),
+    /// What is in the object of that kind and name, or of namespace/name.
+    Object(Kind, Box<str>),
     /// The pod CIDRs of this node.
     Allocation,
     /// The condition of this node's Node.
@@ -94,11 +107,15 @@ impl Follower {
     }
 }
 
-/// Starts following; whatever is new sends an event.
+/// Starts following; whatever is new sends an event. With `policy`, also what that needs, which goes there.
 ///
 /// # Errors
 /// No thread, or no runtime; never that the API is out of reach.
-pub fn follow(config: &KubernetesConfig, events: &Sender) -> anyhow::Result<Follower> {
+pub fn follow(
+    config: &KubernetesConfig,
+    events: &Sender,
+    policy: Option<policy::Sink>,
+) -> anyhow::Result<Follower> {
     let (to_agent, news) = channel();
     let (report, reports) = latest::channel(Report::default());
     let state = State::new(config.node.clone(), to_agent, events.clone());
@@ -106,7 +123,7 @@ pub fn follow(config: &KubernetesConfig, events: &Sender) -> anyhow::Result<Foll
     let config = config.clone();
     thread::Builder::new()
         .name("kubernetes".to_owned())
-        .spawn(move || runtime.block_on(run(config, state, reports)))
+        .spawn(move || runtime.block_on(run(config, state, reports, policy)))
         .context("start the thread for Kubernetes")?;
     Ok(Follower { news, report })
 }
@@ -118,14 +135,24 @@ pub fn follow(config: &KubernetesConfig, events: &Sender) -> anyhow::Result<Foll
 pub fn read(config: &KubernetesConfig) -> anyhow::Result<Vec<News>> {
     let listed = runtime()?.block_on(async {
         let client = client::connect(config).await?;
-        let listing = watch::list(&client, config.node.as_deref());
+        let listing = list(&client, config.node.as_deref());
         let listed = tokio::time::timeout(PATIENCE, listing).await;
-        listed.unwrap_or_else(|_| Err(client::too_slow("list Nodes", PATIENCE)))
+        listed.unwrap_or_else(|_| Err(client::too_slow(nodes::PLACE.list, PATIENCE)))
     });
     Ok(match listed {
-        Ok((records, _)) => vec![News::All(records)],
+        Ok(records) => vec![News::All(records)],
         Err(failure) => vec![News::Problem(About::Nodes, Some(failure.to_string()))],
     })
+}
+
+async fn list(client: &Client, own: Option<&str>) -> Result<Vec<Arc<Record>>, Failure> {
+    let mut pages = watch::Pages::<NodeObject>::new(client, &nodes::PLACE);
+    let mut records = Vec::new();
+    while let Some(items) = pages.next().await? {
+        let items = items.into_iter();
+        records.extend(items.map(|object| Arc::new(Record::new(object, own))));
+    }
+    Ok(records)
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
@@ -135,20 +162,28 @@ fn runtime() -> anyhow::Result<Runtime> {
         .context("start the runtime for Kubernetes")
 }
 
-async fn run(config: KubernetesConfig, state: State, reports: latest::Receiver<Report>) {
+async fn run(
+    config: KubernetesConfig,
+    state: State,
+    reports: latest::Receiver<Report>,
+    policy: Option<policy::Sink>,
+) {
+    let nodes = Nodes::new(&state, policy.as_ref());
     let mut watch = watch::Watch::default();
+    let mut others = policy::Watches::default();
     let mut reporter = report::Reporter::new(reports);
     loop {
         let client = match client::connect(&config).await {
             Ok(client) => client,
             Err(failure) => {
-                watch.failed(&state, &failure).await;
+                watch.failed(&nodes, &failure).await;
                 continue;
             }
         };
         // The watch ends when it failed a few times in a row; what the others had begun is taken up again.
         tokio::select! {
-            () = watch.follow(&client, &state) => {}
+            () = watch.follow(&client, &nodes) => {}
+            () = others.follow(&client, &state, policy.as_ref()) => {}
             () = reporter.run(&client, &state) => {}
             () = allocate::run(&client, &state, config.allocate.as_ref()) => {}
         }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use crate::cluster::Cluster;
 use crate::config::RegistryConfig;
 use crate::events::Sender;
+use crate::kubernetes::policy::Sink;
 use crate::kubernetes::{self, Follower};
 use crate::refusal::Refusal;
 use node_objects::NodeObjects;
@@ -35,15 +36,19 @@ enum Source {
 }
 
 impl Registry {
-    /// Of that configuration; whatever changes there sends an event.
+    /// Of that configuration; whatever changes there sends an event. What `policy` needs goes there, where the source has it.
     ///
     /// # Errors
     /// No thread for it; never that the source is out of reach.
-    pub fn follow(config: &RegistryConfig, events: &Sender) -> anyhow::Result<Self> {
+    pub fn follow(
+        config: &RegistryConfig,
+        events: &Sender,
+        policy: Option<Sink>,
+    ) -> anyhow::Result<Self> {
         Ok(Self::of(match config {
             RegistryConfig::File(file) => Source::File(NodesFile::new(file)),
             RegistryConfig::Kubernetes(config) => {
-                let follower = kubernetes::follow(config, events)?;
+                let follower = kubernetes::follow(config, events, policy)?;
                 Source::Kubernetes(Some(follower), NodeObjects::default())
             }
         }))

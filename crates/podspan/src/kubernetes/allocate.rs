@@ -62,14 +62,14 @@ pub async fn run(client: &Client, state: &State, ranges: Option<&Ranges>) {
         };
         match outcome {
             Ok(()) => {
-                state.mended(About::Allocation);
+                state.mended(&About::Allocation);
                 backoff.reset();
                 // The sender lives as long as the process.
                 let _ = own.changed().await;
             }
             Err(failure) => {
                 tidied = None;
-                state.problem(About::Allocation, &failure);
+                state.problem(&About::Allocation, &failure);
                 tokio::time::sleep(backoff.next()).await;
             }
         }

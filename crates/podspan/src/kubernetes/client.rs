@@ -26,6 +26,8 @@ pub struct Failure {
     text: String,
     /// The answer's HTTP status; 0 when there was none.
     pub code: u16,
+    /// The server was not reached, or the connection broke.
+    unreachable: bool,
 }
 
 impl fmt::Display for Failure {
@@ -39,7 +41,11 @@ impl Error for Failure {}
 impl Failure {
     /// Of our own finding.
     pub fn of(text: String) -> Self {
-        Self { text, code: 0 }
+        Self {
+            text,
+            code: 0,
+            unreachable: false,
+        }
     }
 
     /// The version that we go on from is forgotten there: everything has to be listed again.
@@ -55,6 +61,11 @@ impl Failure {
     /// What was asked for is not there.
     pub fn is_not_found(&self) -> bool {
         self.code == 404
+    }
+
+    /// The server was not reached, or the connection broke.
+    pub fn is_unreachable(&self) -> bool {
+        self.unreachable
     }
 
     /// The server cannot do what was asked for, or does not know it. Without a store that tells of its progress (etcd before
@@ -95,7 +106,15 @@ impl Client {
     pub fn failure(&self, what: &str, error: &kube::Error) -> Failure {
         match error {
             kube::Error::Api(status) => self.refusal(what, status),
-            error => failure(&format!("{what} at {}", self.server), error),
+            error => Failure {
+                unreachable: matches!(
+                    error,
+                    kube::Error::HyperError(_)
+                        | kube::Error::Service(_)
+                        | kube::Error::ReadEvents(_)
+                ),
+                ..failure(&format!("{what} at {}", self.server), error)
+            },
         }
     }
 
@@ -103,16 +122,19 @@ impl Client {
     pub fn refusal(&self, what: &str, status: &Status) -> Failure {
         let Status { code, message, .. } = status;
         Failure {
-            text: format!("{what} at {}: {message} ({code})", self.server),
             code: *code,
+            ..Failure::of(format!("{what} at {}: {message} ({code})", self.server))
         }
     }
 
     /// An answer that ended too early.
     pub fn cut_short(&self, what: &str) -> Failure {
         Failure {
-            text: format!("{what} at {}: the answer ended too early", self.server),
-            code: 0,
+            unreachable: true,
+            ..Failure::of(format!(
+                "{what} at {}: the answer ended too early",
+                self.server
+            ))
         }
     }
 
@@ -136,10 +158,7 @@ impl Client {
 /// No answer in that time.
 pub fn too_slow(what: &str, time: Duration) -> Failure {
     let seconds = time.as_secs();
-    Failure {
-        text: format!("{what}: no answer within {seconds} s"),
-        code: 0,
-    }
+    Failure::of(format!("{what}: no answer within {seconds} s"))
 }
 
 /// A request that cannot be built, which is none that we make.
@@ -153,8 +172,5 @@ fn failure(what: &str, error: &(dyn Error + 'static)) -> Failure {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    Failure {
-        text: format!("{what}: {cause}"),
-        code: 0,
-    }
+    Failure::of(format!("{what}: {cause}"))
 }

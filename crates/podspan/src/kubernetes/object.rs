@@ -1,6 +1,6 @@
 //! A Node of the API as far as the pod network needs it.
 //!
-//! A real one has 10 KiB and more, of which this is a hundredth; the rest is skipped while it is read. Values are parsed here,
+//! A real one has 10 KiB and more, of which this is a fiftieth; the rest is skipped while it is read. Values are parsed here,
 //! and what cannot be is a fault that names the key and what would be right.
 
 use std::net::IpAddr;
@@ -9,8 +9,10 @@ use podspan_kernel::Prefix;
 use serde::Deserialize;
 use toml::Value;
 
+use super::policy::labels::labels;
 use crate::cluster::Remains;
 use crate::config::ip;
+use crate::policy::object::{Addresses, Labels, Node};
 use crate::refusal::{Refusal, Source};
 use crate::registry::gathered::{family, pod_cidr, quoted};
 
@@ -41,6 +43,9 @@ pub struct Metadata {
     /// What a watch goes on from.
     pub resource_version: String,
     creation_timestamp: String,
+    /// Its labels.
+    #[serde(deserialize_with = "labels")]
+    pub labels: Labels,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -71,6 +76,22 @@ struct Condition {
     #[serde(rename = "type")]
     kind: String,
     status: String,
+}
+
+impl NodeObject {
+    /// What policy needs of it.
+    pub fn for_policy(&self) -> Node {
+        let addresses = self.status.addresses.iter();
+        let internal = addresses.filter(|address| address.kind == "InternalIP");
+        let mut addresses = Addresses::default();
+        for ip in internal.filter_map(|address| address.address.parse().ok()) {
+            addresses.add(ip);
+        }
+        Node {
+            labels: self.metadata.labels.clone(),
+            addresses,
+        }
+    }
 }
 
 /// What is remembered of a Node.

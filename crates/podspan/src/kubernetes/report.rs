@@ -100,7 +100,7 @@ impl Reporter {
                 break;
             }
             let sent = send(client, node, &note).await;
-            tell(state, About::Events, sent)?;
+            tell(state, &About::Events, sent)?;
         }
         // What the budget did not allow is in the log.
         self.told.extend(new);
@@ -109,7 +109,7 @@ impl Reporter {
 }
 
 /// A problem, and whether it is over.
-fn tell(state: &State, about: About, outcome: Result<(), Failure>) -> Result<(), Failure> {
+fn tell(state: &State, about: &About, outcome: Result<(), Failure>) -> Result<(), Failure> {
     match &outcome {
         Ok(()) => state.mended(about),
         Err(failure) => state.problem(about, failure),
@@ -151,7 +151,7 @@ async fn set_condition(
         }
         Err(error) => Err(no_request(&what, &error)),
     };
-    tell(state, About::Condition, applied)
+    tell(state, &About::Condition, applied)
 }
 
 /// The texts of a look's new problems: a few as they are, the rest as their number.

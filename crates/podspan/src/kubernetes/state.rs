@@ -1,7 +1,7 @@
 //! What the thread knows, and the way of its news to the agent. One owner: the thread; nothing here waits.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -12,9 +12,13 @@ use super::client::Failure;
 use super::object::{NodeObject, Record};
 use super::{About, News};
 use crate::events::{Event, Sender};
+use crate::policy::object::Kind;
 
 /// The Nodes by name.
 pub type Records = BTreeMap<String, Arc<Record>>;
+
+/// Of so many objects in which something is wrong it is told what; of others when one of these is right again.
+const FAULTY: usize = 20;
 
 /// What the thread knows.
 pub struct State {
@@ -23,6 +27,8 @@ pub struct State {
     records: RefCell<Records>,
     /// The answer's status of each problem that was told.
     problems: RefCell<BTreeMap<About, u16>>,
+    /// What is wrong in objects that policy reads.
+    faults: RefCell<BTreeMap<(Kind, Box<str>), String>>,
     own: latest::Sender<Option<Arc<Record>>>,
     news: mpsc::Sender<News>,
     events: Sender,
@@ -35,15 +41,11 @@ impl State {
             own_name,
             records: RefCell::default(),
             problems: RefCell::default(),
+            faults: RefCell::default(),
             own: latest::Sender::new(None),
             news,
             events,
         }
-    }
-
-    /// The name of this machine's Node.
-    pub fn own_name(&self) -> Option<&str> {
-        self.own_name.as_deref()
     }
 
     /// What is remembered of that object.
@@ -103,16 +105,61 @@ impl State {
     }
 
     /// What is wrong about that; told when it is new, however its words change with each attempt.
-    pub fn problem(&self, about: About, failure: &Failure) {
-        if self.problems.borrow_mut().insert(about, failure.code) != Some(failure.code) {
-            self.send(News::Problem(about, Some(failure.to_string())));
+    pub fn problem(&self, about: &About, failure: &Failure) {
+        let last = self
+            .problems
+            .borrow_mut()
+            .insert(about.clone(), failure.code);
+        if last != Some(failure.code) {
+            self.send(News::Problem(about.clone(), Some(failure.to_string())));
         }
     }
 
+    /// True while something is wrong about that.
+    pub fn has_problem(&self, about: &About) -> bool {
+        self.problems.borrow().contains_key(about)
+    }
+
     /// Nothing is wrong about that.
-    pub fn mended(&self, about: About) {
-        if self.problems.borrow_mut().remove(&about).is_some() {
-            self.send(News::Problem(about, None));
+    pub fn mended(&self, about: &About) {
+        if self.problems.borrow_mut().remove(about).is_some() {
+            self.send(News::Problem(about.clone(), None));
+        }
+    }
+
+    /// True when something is wrong in some object.
+    pub fn has_faults(&self) -> bool {
+        !self.faults.borrow().is_empty()
+    }
+
+    /// The objects of that kind in which something is wrong.
+    pub fn faulty(&self, kind: Kind) -> BTreeSet<Box<str>> {
+        let faults = self.faults.borrow();
+        let of_kind = faults.keys().filter(|(of, _)| *of == kind);
+        of_kind.map(|(_, name)| name.clone()).collect()
+    }
+
+    /// What is wrong in that object, or none when nothing is any longer.
+    pub fn set_fault(&self, kind: Kind, name: &str, fault: Option<String>) {
+        let key = (kind, Box::from(name));
+        let mut faults = self.faults.borrow_mut();
+        if faults.get(&key) == fault.as_ref() {
+            return;
+        }
+        let told = first(&faults);
+        match fault {
+            Some(fault) => faults.insert(key, fault),
+            None => faults.remove(&key),
+        };
+        let now = first(&faults);
+        drop(faults);
+        for (kind, name) in told.keys().filter(|key| !now.contains_key(*key)) {
+            self.send(News::Problem(About::Object(*kind, name.clone()), None));
+        }
+        for ((kind, name), fault) in now {
+            if told.get(&(kind, name.clone())) != Some(&fault) {
+                self.send(News::Problem(About::Object(kind, name), Some(fault)));
+            }
         }
     }
 
@@ -133,4 +180,12 @@ impl State {
         let _ = self.news.send(news);
         let _ = self.events.try_send(Event::Look);
     }
+}
+
+/// Those that are told.
+fn first(faults: &BTreeMap<(Kind, Box<str>), String>) -> BTreeMap<(Kind, Box<str>), String> {
+    let faults = faults.iter().take(FAULTY);
+    faults
+        .map(|(key, fault)| (key.clone(), fault.clone()))
+        .collect()
 }

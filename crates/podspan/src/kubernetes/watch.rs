@@ -1,28 +1,32 @@
-//! Following the Nodes: all of them first, then what changes, for ever.
+//! Following the objects of a kind: all of them first, then what changes, for ever. One loop for every kind; what becomes of the
+//! objects is said by whoever wants them ([`Objects`]).
 //!
-//! The server streams the list where it can (`sendInitialEvents`), so that no more than one Node is in memory as text; one
+//! The server streams the list where it can (`sendInitialEvents`), so that no more than one object is in memory as text; one
 //! that cannot is asked for pages. A watch that ends goes on from the last version seen, a version that the server has forgotten
-//! (410) means to list again, and the new list takes the place of the old one in one step. All lists are consistent reads:
-//! with several API servers, one that lags behind must not take away what another has shown already.
+//! (410) means to list again, and the new list takes the place of the old one. All lists are consistent reads: with several API
+//! servers, one that lags behind must not take away what another has shown already.
+//!
+//! Nothing is kept here but the version, and that is noted only when the object was taken: a watch that is dropped while it waits
+//! loses nothing.
 //!
 //! What would surprise: the watch is asked to end after some minutes, another time on each machine, and one that is silent for
 //! longer than bookmarks come is taken for dead: a connection whose other end lost its power says nothing.
 
-use std::sync::Arc;
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use futures_util::{TryStream, TryStreamExt as _};
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Request;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::About;
 use super::backoff::{Backoff, random};
 use super::client::{Client, Failure, no_request, too_slow};
-use super::object::{Metadata, NodeObject, Record};
-use super::state::{Records, State};
+use super::state::State;
 
-/// How many Nodes a page has: half a megabyte to two.
+/// How many objects a page has: half a megabyte to two.
 const PAGE: u32 = 100;
 /// A watch is asked to last from that, in seconds.
 const SHORTEST: u32 = 240;
@@ -34,13 +38,53 @@ const SILENCE: Duration = Duration::from_secs(60);
 const BOOKMARKS: Duration = Duration::from_secs(150);
 /// The bookmark that ends a streamed list.
 const ALL_SENT: &str = "k8s.io/initial-events-end";
-const NODES: &str = "/api/v1/nodes";
-const WATCH: &str = "watch Nodes";
-const LIST: &str = "list Nodes";
 /// After so many failures in a row the client is made anew.
 const ANEW: u32 = 4;
+/// So often in a row, which takes some seconds, a kind that was there must be said not to be.
+const SURE: u32 = 6;
 /// A watch that ended sooner than that did not go well.
 const LASTS: Duration = Duration::from_secs(5);
+
+/// Where the objects of a kind are.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The path of the list.
+    pub path: &'static str,
+    /// What a watch is in the words of a problem: `watch Nodes`.
+    pub watch: &'static str,
+    /// What a list is.
+    pub list: &'static str,
+    /// What a problem of it is about.
+    pub about: About,
+    /// For a kind that a cluster need not have: about how long after the server did not know it it is asked again.
+    pub absent: Option<Duration>,
+}
+
+/// An object, as far as it is read.
+pub trait Object: DeserializeOwned + Clone {
+    /// What a watch goes on from.
+    fn version(&self) -> &str;
+}
+
+/// The objects of a kind, and what becomes of them. While they are listed, they come between `begin` and `end`; a list that
+/// breaks begins again.
+pub trait Objects {
+    /// What they are.
+    type Object: Object;
+
+    /// Where they are.
+    fn place(&self) -> &Place;
+    /// Where problems are told.
+    fn state(&self) -> &State;
+    /// All of them follow.
+    async fn begin(&self);
+    /// One that is new or changed.
+    async fn set(&self, object: Self::Object);
+    /// One that is gone, as it was.
+    async fn remove(&self, object: Self::Object);
+    /// All of them have come.
+    async fn end(&self);
+}
 
 /// Where we are.
 #[derive(Debug, Default)]
@@ -52,30 +96,35 @@ pub struct Watch {
     backoff: Backoff,
     /// Everything was listed once.
     synced: bool,
+    /// The server does not know the kind.
+    absent: bool,
 }
 
 impl Watch {
     /// Follows until it failed a few times in a row.
-    pub async fn follow(&mut self, client: &Client, state: &State) {
+    pub async fn follow<O: Objects>(&mut self, client: &Client, objects: &O) {
         loop {
             let begin = Instant::now();
-            let outcome = self.session(client, state).await;
+            let outcome = self.session(client, objects).await;
             if begin.elapsed() > LASTS {
                 self.backoff.reset();
             }
-            match outcome {
-                Ok(()) if begin.elapsed() > LASTS => {}
-                Err(failure)
+            match (outcome, objects.place().absent) {
+                (Ok(()), _) if begin.elapsed() > LASTS => {}
+                (Err(failure), Some(again)) if failure.is_not_found() => {
+                    self.not_there(objects, again).await;
+                }
+                (Err(failure), _)
                     if !self.pages && self.version.is_none() && failure.is_unsupported() =>
                 {
                     self.pages = true;
                 }
-                Err(failure) if failure.is_expired() && self.version.is_some() => {
+                (Err(failure), _) if failure.is_expired() && self.version.is_some() => {
                     self.version = None;
                     tokio::time::sleep(self.backoff.next()).await;
                 }
-                Ok(()) => tokio::time::sleep(self.backoff.next()).await,
-                Err(failure) => self.failed(state, &failure).await,
+                (Ok(()), _) => tokio::time::sleep(self.backoff.next()).await,
+                (Err(failure), _) => self.failed(objects, &failure).await,
             }
             if self.backoff.failures >= ANEW {
                 return;
@@ -85,19 +134,43 @@ impl Watch {
 
     /// Waits, and tells of the failure: the first time when nothing is known yet, or else the second, because a watch
     /// breaks with every restart of a server and is taken up by the next.
-    pub async fn failed(&mut self, state: &State, failure: &Failure) {
-        if !self.synced || self.backoff.failures > 0 {
-            state.problem(About::Nodes, failure);
+    pub async fn failed(&mut self, objects: &impl Objects, failure: &Failure) {
+        let (about, state) = (&objects.place().about, objects.state());
+        let failures = self.backoff.failures;
+        // A server that is away is one problem, which the watch of the Nodes tells.
+        let is_theirs = failure.is_unreachable()
+            && *about != About::Nodes
+            && (failures < ANEW || state.has_problem(&About::Nodes));
+        if (!self.synced || failures > 0) && !is_theirs {
+            state.problem(about, failure);
         }
         tokio::time::sleep(self.backoff.next()).await;
     }
 
+    /// The server does not know the kind: then there is no object of it. A server that starts, or lags behind, may not know it
+    /// yet; so where it was there, that is believed only after some seconds.
+    async fn not_there(&mut self, objects: &impl Objects, again: Duration) {
+        let was_there = self.synced && !self.absent;
+        if was_there && self.backoff.failures < SURE {
+            return tokio::time::sleep(self.backoff.next()).await;
+        }
+        if !self.absent {
+            objects.begin().await;
+            objects.end().await;
+        }
+        self.version = None;
+        self.pages = false;
+        self.in_sync(objects);
+        self.absent = true;
+        self.backoff.reset();
+        tokio::time::sleep(again.mul_f64(0.5 + random())).await;
+    }
+
     /// One watch, and the list before it where there must be one.
-    async fn session(&mut self, client: &Client, state: &State) -> Result<(), Failure> {
+    async fn session<O: Objects>(&mut self, client: &Client, objects: &O) -> Result<(), Failure> {
+        let place = objects.place();
         if self.version.is_none() && self.pages {
-            let (records, version) = list(client, state.own_name()).await?;
-            state.replace(by_name(records));
-            self.version = Some(version);
+            self.version = Some(list(client, objects).await?);
         }
         let params = WatchParams {
             timeout: Some(some_minutes()),
@@ -105,139 +178,173 @@ impl Watch {
             ..WatchParams::default()
         };
         let version = self.version.as_deref().unwrap_or_default();
-        let request = Request::new(NODES).watch(&params, version);
-        let request = request.map_err(|error| no_request(WATCH, &error))?;
-        let events = client.kube.request_events::<NodeObject>(request);
-        let events = std::pin::pin!(client.wait(WATCH, events).await?);
-        let listing = if self.version.is_none() {
-            Some(Records::new())
+        let request = Request::new(place.path).watch(&params, version);
+        let request = request.map_err(|error| no_request(place.watch, &error))?;
+        let events = client.kube.request_events::<O::Object>(request);
+        let events = std::pin::pin!(client.wait(place.watch, events).await?);
+        let listing = self.version.is_none();
+        if listing {
+            objects.begin().await;
         } else {
-            self.in_sync(state);
-            None
-        };
+            self.in_sync(objects);
+        }
         let mut session = Session {
             watch: self,
             client,
-            state,
+            objects,
             listing,
             bookmarks: false,
         };
         session.follow(events).await
     }
 
-    fn in_sync(&mut self, state: &State) {
+    fn in_sync(&mut self, objects: &impl Objects) {
         self.synced = true;
-        state.mended(About::Nodes);
+        self.absent = false;
+        objects.state().mended(&objects.place().about);
     }
 }
 
 /// A watch that was accepted.
-struct Session<'a> {
+struct Session<'a, O> {
     watch: &'a mut Watch,
     client: &'a Client,
-    state: &'a State,
-    /// The list as far as it was streamed; none behind its end.
-    listing: Option<Records>,
+    objects: &'a O,
+    /// The list is streamed, and its end has not come.
+    listing: bool,
     /// The server sends bookmarks.
     bookmarks: bool,
 }
 
-impl Session<'_> {
+impl<O: Objects> Session<'_, O> {
     async fn follow(
         &mut self,
-        mut events: impl TryStream<Ok = WatchEvent<NodeObject>, Error = kube::Error> + Unpin,
+        mut events: impl TryStream<Ok = WatchEvent<O::Object>, Error = kube::Error> + Unpin,
     ) -> Result<(), Failure> {
+        let what = self.objects.place().watch;
         loop {
             let silence = self.silence();
             match tokio::time::timeout(silence, events.try_next()).await {
-                Ok(Ok(Some(event))) => self.take(event)?,
-                Ok(Ok(None)) if self.listing.is_none() => return Ok(()),
-                Ok(Ok(None)) => return Err(self.client.cut_short(WATCH)),
-                Ok(Err(error)) => return Err(self.client.failure(WATCH, &error)),
-                Err(_) => return Err(too_slow(WATCH, silence)),
+                Ok(Ok(Some(event))) => self.take(event).await?,
+                Ok(Ok(None)) if !self.listing => return Ok(()),
+                Ok(Ok(None)) => return Err(self.client.cut_short(what)),
+                Ok(Err(error)) => return Err(self.client.failure(what, &error)),
+                Err(_) => return Err(too_slow(what, silence)),
             }
         }
     }
 
     fn silence(&self) -> Duration {
-        match (&self.listing, self.bookmarks) {
-            (Some(_), _) => SILENCE,
-            (None, true) => BOOKMARKS,
-            (None, false) => Duration::from_secs((SHORTEST + SPREAD).into()) + SILENCE,
+        match (self.listing, self.bookmarks) {
+            (true, _) => SILENCE,
+            (false, true) => BOOKMARKS,
+            (false, false) => Duration::from_secs((SHORTEST + SPREAD).into()) + SILENCE,
         }
     }
 
-    fn take(&mut self, event: WatchEvent<NodeObject>) -> Result<(), Failure> {
+    async fn take(&mut self, event: WatchEvent<O::Object>) -> Result<(), Failure> {
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                self.has_seen(&object.metadata);
-                let record = self.state.record(object);
-                match &mut self.listing {
-                    Some(listing) => drop(listing.insert(record.name.clone(), record)),
-                    None => self.state.set(record),
-                }
+                let version = object.version().to_owned();
+                self.objects.set(object).await;
+                self.has_seen(version);
             }
             WatchEvent::Deleted(object) => {
-                self.has_seen(&object.metadata);
-                let name = object.metadata.name;
-                match &mut self.listing {
-                    Some(listing) => drop(listing.remove(&name)),
-                    None => self.state.remove(&name),
-                }
+                let version = object.version().to_owned();
+                self.objects.remove(object).await;
+                self.has_seen(version);
             }
             WatchEvent::Bookmark(bookmark) => {
                 self.bookmarks = true;
-                if bookmark.metadata.annotations.contains_key(ALL_SENT)
-                    && let Some(records) = self.listing.take()
-                {
-                    self.state.replace(records);
-                    self.watch.in_sync(self.state);
+                if bookmark.metadata.annotations.contains_key(ALL_SENT) && self.listing {
+                    self.objects.end().await;
+                    self.listing = false;
+                    self.watch.in_sync(self.objects);
                 }
-                if self.listing.is_none() {
-                    self.watch.version = Some(bookmark.metadata.resource_version);
-                }
+                self.has_seen(bookmark.metadata.resource_version);
             }
-            WatchEvent::Error(status) => return Err(self.client.refusal(WATCH, &status)),
+            WatchEvent::Error(status) => {
+                return Err(self.client.refusal(self.objects.place().watch, &status));
+            }
         }
         Ok(())
     }
 
     /// While the list is streamed, versions come in the order of names: nothing to go on from.
-    fn has_seen(&mut self, metadata: &Metadata) {
-        if self.listing.is_none() {
-            self.watch.version = Some(metadata.resource_version.clone());
+    fn has_seen(&mut self, version: String) {
+        if !self.listing {
+            self.watch.version = Some(version);
         }
     }
 }
 
-/// All Nodes in pages, and the version that they are of.
-///
-/// # Errors
-/// What the server answered.
-pub async fn list(
-    client: &Client,
-    own: Option<&str>,
-) -> Result<(Vec<Arc<Record>>, String), Failure> {
-    let mut params = ListParams::default().limit(PAGE);
-    let mut records = Vec::new();
-    loop {
-        let request = Request::new(NODES).list(&params);
-        let request = request.map_err(|error| no_request(LIST, &error))?;
-        let page: Page = client.wait(LIST, client.kube.request(request)).await?;
-        let items = page.items.into_iter();
-        records.extend(items.map(|object| Arc::new(Record::new(object, own))));
-        if page.metadata.next.is_empty() {
-            return Ok((records, page.metadata.resource_version));
+/// All objects in pages, and the version that they are of.
+async fn list<O: Objects>(client: &Client, objects: &O) -> Result<String, Failure> {
+    let mut pages = Pages::new(client, objects.place());
+    let mut page = pages.next().await?;
+    objects.begin().await;
+    while let Some(items) = page {
+        for object in items {
+            objects.set(object).await;
         }
-        params.continue_token = Some(page.metadata.next);
+        page = pages.next().await?;
+    }
+    objects.end().await;
+    Ok(pages.version)
+}
+
+/// A list that is asked for in pages.
+pub struct Pages<'a, T> {
+    client: &'a Client,
+    place: &'a Place,
+    /// None behind the last page.
+    params: Option<ListParams>,
+    /// The version that the list is of.
+    version: String,
+    items: PhantomData<T>,
+}
+
+impl<'a, T: Object> Pages<'a, T> {
+    /// Of that kind, from the first.
+    pub fn new(client: &'a Client, place: &'a Place) -> Self {
+        Self {
+            client,
+            place,
+            params: Some(ListParams::default().limit(PAGE)),
+            version: String::new(),
+            items: PhantomData,
+        }
+    }
+
+    /// The next page; none behind the last.
+    ///
+    /// # Errors
+    /// What the server answered.
+    pub async fn next(&mut self) -> Result<Option<Vec<T>>, Failure> {
+        let Some(params) = &mut self.params else {
+            return Ok(None);
+        };
+        let what = self.place.list;
+        let request = Request::new(self.place.path).list(params);
+        let request = request.map_err(|error| no_request(what, &error))?;
+        let answer = self.client.kube.request(request);
+        let page: Page<T> = self.client.wait(what, answer).await?;
+        if page.metadata.next.is_empty() {
+            self.params = None;
+            self.version = page.metadata.resource_version;
+        } else {
+            params.continue_token = Some(page.metadata.next);
+        }
+        Ok(Some(page.items))
     }
 }
 
 #[derive(Debug, Deserialize)]
-struct Page {
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
+struct Page<T> {
     metadata: PageMetadata,
-    #[serde(default)]
-    items: Vec<NodeObject>,
+    #[serde(default = "Vec::new")]
+    items: Vec<T>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -246,13 +353,6 @@ struct PageMetadata {
     resource_version: String,
     #[serde(rename = "continue")]
     next: String,
-}
-
-fn by_name(records: Vec<Arc<Record>>) -> Records {
-    let named = records
-        .into_iter()
-        .map(|record| (record.name.clone(), record));
-    named.collect()
 }
 
 /// Another time on each machine, so that not all of them come back at once.

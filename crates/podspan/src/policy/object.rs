@@ -71,6 +71,14 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    /// Takes the address where none of its family is there yet.
+    pub fn add(&mut self, ip: IpAddr) {
+        match ip {
+            IpAddr::V4(ip) => drop(self.v4.get_or_insert(ip)),
+            IpAddr::V6(ip) => drop(self.v6.get_or_insert(ip)),
+        }
+    }
+
     /// Both, as far as they are there.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let v4 = self.v4.map(IpAddr::V4);
@@ -285,7 +293,8 @@ pub enum Kind {
 /// What is new in the API: an object as it is now, or none where it is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// All objects of the kind follow; what does not come until its [`Change::End`] is gone.
+    /// All objects of the kind follow; what does not come until its [`Change::End`] is gone. Where a list breaks off, it comes
+    /// again without an end, and what came before counts no longer for that.
     Begin(Kind),
     /// A namespace's labels.
     Namespace(Text, Option<Labels>),
