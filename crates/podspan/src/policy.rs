@@ -8,5 +8,8 @@
 //! What would surprise: policy is no concern of the agent's loop, which looks at everything five times a second at the most. It has
 //! a thread of its own, because a label that changes must be in force within some milliseconds.
 
+pub mod model;
 pub mod object;
+#[cfg(test)]
+mod oracle;
 pub mod program;
