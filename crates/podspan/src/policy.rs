@@ -9,7 +9,15 @@
 //! a thread of its own, because a label that changes must be in force within some milliseconds.
 
 mod chains;
+pub mod command;
+mod connections;
 pub mod dataplane;
+pub mod enforce;
 pub mod measured;
+pub mod model;
 pub mod object;
+#[cfg(test)]
+mod oracle;
 pub mod program;
+pub mod source;
+pub mod words;
