@@ -13,6 +13,7 @@
 mod object;
 
 mod cases;
+mod json;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,6 +54,31 @@ fn no_case_is_missing() {
     );
     let others = [("netpol", 42 + 3 + 3), ("cnp", 13 + 11)];
     assert_eq!(groups, of_cyclonus.into_iter().chain(others).collect());
+}
+
+/// As the generator tags its cases; a case has the tag above each of its tags, too.
+#[test]
+fn cases_of_cyclonus_are_tagged() {
+    let cases = cyclonus::cases(&Layout::two_nodes());
+    for (tag, count) in [
+        ("any-peer", 2),
+        ("multi-peer", 2 * 45),
+        ("ip-block-with-except", 2 * (1 + 9)),
+        ("any-port-protocol", 2),
+        ("multi-port/protocol", 2 * 7),
+        ("end-port", 2 * 3 * 2),
+        ("pathological", 2 * 3),
+        ("deny-all", 2 + 8 + 3),
+        ("allow-all", 2 + 4 + 1),
+        ("conflict", 16 + 1),
+        ("upstream-e2e", 13),
+        ("action", 6 + 1),
+        ("target", 6),
+        ("peer-ipblock", 2 * (2 + 8 * 2 + 1)),
+    ] {
+        let tagged = cases.iter().filter(|case| case.tags.contains(tag));
+        assert_eq!(tagged.count(), count, "{tag}");
+    }
 }
 
 #[test]
