@@ -14,6 +14,8 @@ mod object;
 
 mod cases;
 mod json;
+mod packets;
+mod prober;
 
 use std::collections::{BTreeMap, BTreeSet};
 
