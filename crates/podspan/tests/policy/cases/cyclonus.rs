@@ -3,13 +3,16 @@
 //!
 //! Blocks of addresses are two peers where it has one: one for each family that pods have.
 
+mod conflicts;
+mod steps;
+
 use super::build::{
-    all, around, blocks, having, key, labels, named, namespaces, outside, pods, pods_of, policy,
-    port, rule, tcp, udp, within,
+    all, around, blocks, having, key, named, namespaces, pods, pods_of, policy, port, rule, tcp,
+    udp, within,
 };
-use super::cluster::{NAME_LABEL, namespace_gone, namespace_put, pod_gone, pod_labels, pod_put};
-use super::object::{Change, NetworkPolicy, Peer, Port, Protocol, Rule};
-use super::{Case, Cluster, Layout, Probe, Step};
+use super::cluster::NAME_LABEL;
+use super::object::{NetworkPolicy, Peer, Port, Protocol, Rule};
+use super::{Case, Cluster, Layout, Step};
 
 use Protocol::{Sctp, Tcp, Udp};
 
@@ -35,6 +38,7 @@ const WAYS: [Way; 2] = [Way::Ingress, Way::Egress];
 struct Generator<'a> {
     layout: &'a Layout<'a>,
     cluster: Cluster,
+    group: &'static str,
     cases: Vec<Case>,
 }
 
@@ -43,17 +47,10 @@ pub fn cases(layout: &Layout<'_>) -> Vec<Case> {
     let mut generator = Generator {
         layout,
         cluster: Cluster::letters(layout),
+        group: "",
         cases: Vec::new(),
     };
-    generator.targets();
-    generator.rules();
-    generator.peers();
-    generator.ports();
-    generator.example();
-    generator.actions();
-    generator.conflicts();
-    generator.namespaces();
-    generator.upstream();
+    generator.all();
     generator.cases
 }
 
@@ -180,11 +177,29 @@ fn tagged_ports() -> Vec<TaggedPort> {
 }
 
 impl Generator<'_> {
-    fn add(&mut self, group: &'static str, name: &str, tags: &[&'static str], steps: Vec<Step>) {
+    fn all(&mut self) {
+        let groups: [(_, fn(&mut Self)); 9] = [
+            ("target", Self::targets),
+            ("rules", Self::rules),
+            ("peers", Self::peers),
+            ("port/protocol", Self::ports),
+            ("example", Self::example),
+            ("action", Self::actions),
+            ("conflict", Self::conflicts),
+            ("namespace", Self::namespaces),
+            ("upstream", Self::upstream),
+        ];
+        for (group, make) in groups {
+            self.group = group;
+            make(self);
+        }
+    }
+
+    fn add(&mut self, name: &str, tags: &[&'static str], steps: Vec<Step>) {
         let above = tags.iter().map(|tag| above(tag));
         self.cases.push(Case {
-            name: format!("{group}: {name}"),
-            group,
+            name: format!("{}: {name}", self.group),
+            group: self.group,
             tags: tags.iter().copied().chain(above).collect(),
             cluster: self.cluster.clone(),
             steps,
@@ -192,14 +207,8 @@ impl Generator<'_> {
     }
 
     /// A case of one policy.
-    fn add_one(
-        &mut self,
-        group: &'static str,
-        name: &str,
-        tags: &[&'static str],
-        policy: NetworkPolicy,
-    ) {
-        self.add(group, name, tags, vec![Step::new([policy.put()])]);
+    fn add_one(&mut self, name: &str, tags: &[&'static str], policy: NetworkPolicy) {
+        self.add(name, tags, vec![Step::new([policy.put()])]);
     }
 
     fn targets(&mut self) {
@@ -207,7 +216,6 @@ impl Generator<'_> {
             let mut policy = base();
             policy.key = key(&format!("{namespace}/base"));
             self.add_one(
-                "target",
                 &format!("namespace {namespace}"),
                 &["target-namespace"],
                 policy,
@@ -218,12 +226,7 @@ impl Generator<'_> {
             ("pods a", having([("pod", "a")])),
             ("pods a and b", within("pod", ["a", "b"])),
         ] {
-            self.add_one(
-                "target",
-                name,
-                &["target-pod-selector"],
-                base().pods(selector),
-            );
+            self.add_one(name, &["target-pod-selector"], base().pods(selector));
         }
     }
 
@@ -232,12 +235,7 @@ impl Generator<'_> {
             for (tag, rules) in [("deny-all", vec![]), ("allow-all", vec![rule()])] {
                 let mut policy = base();
                 *rules_of(&mut policy, way) = rules;
-                self.add_one(
-                    "rules",
-                    &format!("{} {tag}", way.tag()),
-                    &[way.tag(), tag],
-                    policy,
-                );
+                self.add_one(&format!("{} {tag}", way.tag()), &[way.tag(), tag], policy);
             }
         }
     }
@@ -290,7 +288,6 @@ impl Generator<'_> {
         for way in WAYS {
             let tag = way.tag();
             self.add_one(
-                "peers",
                 &format!("{tag} nobody named"),
                 &[tag, "any-peer"],
                 with_peers(way, vec![]),
@@ -298,7 +295,6 @@ impl Generator<'_> {
             for (number, (name, peer, tags)) in kinds.iter().enumerate() {
                 let with = [&tags[..], &[tag]].concat();
                 self.add_one(
-                    "peers",
                     &format!("{tag} {name}"),
                     &with,
                     with_peers(way, peer.clone()),
@@ -307,7 +303,6 @@ impl Generator<'_> {
                     let with = [&tags[..], of_other, &[tag, "multi-peer"]].concat();
                     let both = [&peer[..], more].concat();
                     self.add_one(
-                        "peers",
                         &format!("{tag} {name} and {other}"),
                         &with,
                         with_peers(way, both),
@@ -321,19 +316,13 @@ impl Generator<'_> {
         for way in WAYS {
             let tag = way.tag();
             self.add_one(
-                "port/protocol",
                 &format!("{tag} none named"),
                 &[tag, "any-port-protocol"],
                 with_ports(way, vec![]),
             );
             for (name, port, tags) in tagged_ports() {
                 let with = [&tags[..], &[tag]].concat();
-                self.add_one(
-                    "port/protocol",
-                    &format!("{tag} {name}"),
-                    &with,
-                    with_ports(way, vec![port]),
-                );
+                self.add_one(&format!("{tag} {name}"), &with, with_ports(way, vec![port]));
             }
             for (name, port, kind) in [
                 (
@@ -349,12 +338,7 @@ impl Generator<'_> {
                 ("a number that nobody serves", tcp(7981), "numbered-port"),
             ] {
                 let with = [tag, "pathological", kind, "tcp"];
-                self.add_one(
-                    "port/protocol",
-                    &format!("{tag} {name}"),
-                    &with,
-                    with_ports(way, vec![port]),
-                );
+                self.add_one(&format!("{tag} {name}"), &with, with_ports(way, vec![port]));
             }
             self.port_pairs(way);
         }
@@ -381,7 +365,6 @@ impl Generator<'_> {
             let [(one, first, tags), (other, second, more)] = pair;
             let with = [&tags[..], &more, &[tag, "multi-port/protocol"]].concat();
             self.add_one(
-                "port/protocol",
                 &format!("{tag} {one} and {other}"),
                 &with,
                 with_ports(way, vec![first, second]),
@@ -389,356 +372,15 @@ impl Generator<'_> {
         }
     }
 
-    fn example(&mut self) {
-        let serve_81 = rule().ports([named(Tcp, "serve-81-tcp")]);
-        let w = labels([("ns", "w")]);
-        let pod = self.layout.letter("w/a", labels([("pod", "a")]));
-        let steps = vec![
-            Step::new([policy("x", "allow-all").ingress([serve_81]).put()]),
-            Step::new([namespace_put("w", w), pod_put(&pod)]),
-            Step::new([pod_gone("w/a")]),
-            Step::new([namespace_gone("w")]),
-            Step::new([]),
-            on_81(Step::new([])),
-            // By its name, which is the same one for every pod.
-            on_81(Step::new([])),
-        ];
-        self.add(
-            "example",
-            "a port by name, while others come and go",
-            &["example"],
-            steps,
-        );
-    }
-
-    fn actions(&mut self) {
-        let put = || base().put();
-        let other = with_ports(Way::Ingress, vec![named(Udp, "serve-81-udp")]);
-        self.add(
-            "action",
-            "a policy comes and goes",
-            &["create-policy", "delete-policy"],
-            vec![Step::new([put()]), Step::new([base().gone()])],
-        );
-        self.add(
-            "action",
-            "a policy changes",
-            &["create-policy", "update-policy"],
-            vec![Step::new([put()]), Step::new([other.put()])],
-        );
-        let new = ["a", "b"].map(|name| {
-            let pod = self
-                .layout
-                .letter(&format!("y-2/{name}"), labels([("pod", name)]));
-            pod_put(&pod)
-        });
-        let made = std::iter::once(namespace_put("y-2", labels([("ns", "y")]))).chain(new);
-        self.add(
-            "action",
-            "a namespace comes and goes",
-            &["create-namespace", "delete-namespace"],
-            vec![
-                Step::new([put()]),
-                Step::new(made),
-                Step::new([pod_gone("y-2/a"), pod_gone("y-2/b"), namespace_gone("y-2")]),
-            ],
-        );
-        let marked = namespaces(having([("new-ns", "qrs")]));
-        let y = labels([("ns", "y")]);
-        self.add(
-            "action",
-            "a namespace becomes a peer and is none again",
-            &["set-namespace-labels"],
-            vec![
-                Step::new([with_peers(Way::Ingress, vec![marked]).put()]),
-                Step::new([namespace_put("y", labels([("ns", "y"), ("new-ns", "qrs")]))]),
-                Step::new([namespace_put("y", y)]),
-            ],
-        );
-        let pod = self.layout.letter("x/d", labels([("pod", "d")]));
-        self.add(
-            "action",
-            "a pod comes and goes",
-            &["create-pod", "delete-pod"],
-            vec![
-                Step::new([put()]),
-                Step::new([pod_put(&pod)]),
-                Step::new([pod_gone("x/d")]),
-            ],
-        );
-        let marked = pods_of(within("ns", ["y", "z"]), having([("new-label", "abc")]));
-        let b = self.cluster.pod("y/b").clone();
-        self.add(
-            "action",
-            "a pod becomes a peer and is none again",
-            &["set-pod-labels"],
-            vec![
-                Step::new([with_peers(Way::Ingress, vec![marked]).put()]),
-                Step::new([pod_labels(&b, labels([("pod", "b"), ("new-label", "abc")]))]),
-                Step::new([pod_put(&b)]),
-            ],
-        );
-    }
-
     fn namespaces(&mut self) {
         for way in WAYS {
             let z = namespaces(having([(NAME_LABEL, "z")]));
             let tags = [way.tag(), "namespaces-by-default-label"];
             self.add_one(
-                "namespace",
                 &format!("{} by its name", way.tag()),
                 &tags,
                 with_peers(way, vec![z]),
             );
         }
-    }
-}
-
-fn on_81(mut step: Step) -> Step {
-    step.probe = Probe::Ports(vec![(Tcp, 81)]);
-    step
-}
-
-/// What two policies can say against one another: to or from whom rules are.
-#[derive(Clone, Copy)]
-enum Says {
-    Everything,
-    Nothing,
-    AllByPod,
-    AllByAddress,
-    NoneByPod,
-    NoneByAddress,
-}
-
-impl Says {
-    fn rules(self) -> Vec<Rule> {
-        let by_block = |texts: [&str; 2]| {
-            let all = texts.map(|text| text.parse().unwrap());
-            vec![rule().blocks(blocks(&all, &[]))]
-        };
-        let never = having([("this-will-never-happen", "qrs123")]);
-        match self {
-            Self::Everything => vec![rule()],
-            Self::Nothing => vec![],
-            Self::AllByPod => vec![rule().peers([namespaces(all())])],
-            Self::AllByAddress => by_block(["0.0.0.0/0", "::/0"]),
-            Self::NoneByPod => vec![rule().peers([namespaces(never)])],
-            Self::NoneByAddress => by_block(["0.0.0.0/31", "::/127"]),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Everything => "everything",
-            Self::Nothing => "nothing",
-            Self::AllByPod => "all by pod",
-            Self::AllByAddress => "all by address",
-            Self::NoneByPod => "none by pod",
-            Self::NoneByAddress => "none by address",
-        }
-    }
-
-    fn tags(self) -> &'static [&'static str] {
-        match self {
-            Self::Everything => &["allow-all"],
-            Self::Nothing => &["deny-all"],
-            Self::AllByPod => &["all-pods", "all-namespaces"],
-            Self::AllByAddress | Self::NoneByPod | Self::NoneByAddress => &[],
-        }
-    }
-}
-
-impl Generator<'_> {
-    fn conflicts(&mut self) {
-        use Says::{AllByAddress, AllByPod, Everything, NoneByAddress, NoneByPod, Nothing};
-        use Way::{Egress, Ingress};
-        let (source, receiver) = (("x", "b"), ("y", "c"));
-        self.conflict(&[(source, Egress, Nothing), (receiver, Ingress, Everything)]);
-        self.conflict(&[(source, Egress, Everything), (receiver, Ingress, Nothing)]);
-        self.conflict(&[(source, Egress, Nothing), (source, Egress, Everything)]);
-        self.conflict(&[
-            (receiver, Ingress, Nothing),
-            (receiver, Ingress, Everything),
-        ]);
-        // All others are about one pod, in both directions.
-        for way in [Egress, Ingress] {
-            for (one, other) in [
-                (Nothing, AllByPod),
-                (Nothing, AllByAddress),
-                (NoneByAddress, AllByPod),
-                (NoneByPod, AllByAddress),
-            ] {
-                self.conflict(&[(source, way, one), (source, way, other)]);
-            }
-            self.conflict(&[(source, way, NoneByAddress)]);
-            self.conflict(&[(source, way, NoneByPod)]);
-        }
-    }
-
-    /// Policies that say these things. Where one is about egress, names may be asked for.
-    fn conflict(&mut self, all: &[((&str, &str), Way, Says)]) {
-        let (mut tags, mut names, mut changes) =
-            (vec!["conflict"], Vec::new(), Vec::<Change>::new());
-        for (number, ((namespace, pod), way, says)) in all.iter().enumerate() {
-            let mut policy =
-                policy(namespace, &format!("conflict-{number}")).pods(having([("pod", pod)]));
-            *rules_of(&mut policy, *way) = says.rules();
-            changes.push(policy.put());
-            tags.push(way.tag());
-            tags.extend(says.tags());
-            names.push(format!(
-                "{} of {namespace}/{pod}: {}",
-                way.tag(),
-                says.name()
-            ));
-        }
-        if tags.contains(&"egress") {
-            changes.push(
-                policy("x", "allow-dns")
-                    .pods(having([("pod", "b")]))
-                    .egress([dns()])
-                    .put(),
-            );
-        }
-        self.add(
-            "conflict",
-            &names.join(", "),
-            &tags,
-            vec![Step::new(changes)],
-        );
-    }
-
-    /// What was taken over from Kubernetes's own suite.
-    fn upstream(&mut self) {
-        let a = |name| policy("x", name).pods(having([("pod", "a")]));
-        let deny_in = policy("x", "deny-ingress").ingress([]);
-        let deny = policy("x", "deny-all-allow-dns")
-            .ingress([])
-            .egress([dns()]);
-        self.add_upstream(
-            "deny ingress",
-            &["ingress", "deny-all"],
-            vec![Step::new([deny_in.put()])],
-        );
-        self.add_upstream("deny all", &["deny-all"], vec![Step::new([deny.put()])]);
-        let several = rule().peers([pods_of(outside("ns", ["x"]), within("pod", ["b", "c"]))]);
-        self.add_upstream(
-            "several pods and namespaces",
-            &[],
-            vec![Step::new([a("several").ingress([several]).put()])],
-        );
-        let y_on = |number| {
-            rule()
-                .peers([namespaces(having([("ns", "y")]))])
-                .ports([tcp(number)])
-        };
-        self.add_upstream(
-            "policies one on the other",
-            &[],
-            vec![
-                Step::new([a("y-81").ingress([y_on(81)]).put()]),
-                Step::new([]),
-                Step::new([a("y-80").ingress([y_on(80)]).put()]),
-            ],
-        );
-        let open = || policy("x", "allow-all").ingress([rule()]);
-        self.add_upstream(
-            "allow all",
-            &["allow-all"],
-            vec![Step::new([open().put()]), Step::new([])],
-        );
-        let serve_81 = rule().ports([named(Tcp, "serve-81-tcp")]);
-        self.add_upstream(
-            "a port by its name",
-            &["ingress", "named-port"],
-            vec![
-                on_81(Step::new([policy("x", "allow-all")
-                    .ingress([serve_81])
-                    .put()])),
-                Step::new([]),
-            ],
-        );
-        self.add_upstream(
-            "a policy changes",
-            &[],
-            vec![
-                Step::new([open().put()]),
-                Step::new([policy("x", "allow-all").ingress([]).put()]),
-            ],
-        );
-        self.upstream_labels();
-        self.upstream_both_ways();
-        let deny = policy("x", "deny-all").ingress([]).egress([]);
-        self.add_upstream(
-            "a policy is gone",
-            &["deny-all", "delete-policy"],
-            vec![Step::new([deny.clone().put()]), Step::new([deny.gone()])],
-        );
-    }
-
-    fn add_upstream(&mut self, name: &str, tags: &[&'static str], steps: Vec<Step>) {
-        self.add("upstream", name, &[&["upstream-e2e"], tags].concat(), steps);
-    }
-
-    fn upstream_labels(&mut self) {
-        let a = |name| policy("x", name).pods(having([("pod", "a")]));
-        let from_marked = rule().peers([namespaces(having([("ns2", "updated")]))]);
-        self.add_upstream(
-            "a namespace becomes a peer",
-            &[],
-            vec![
-                Step::new([a("marked").ingress([from_marked]).put()]),
-                Step::new([namespace_put(
-                    "y",
-                    labels([("ns", "y"), ("ns2", "updated")]),
-                )]),
-            ],
-        );
-        let marked = [("pod", "b"), ("pod2", "updated")];
-        let from_marked = rule().peers([pods(having(marked))]);
-        let b = pod_labels(self.cluster.pod("x/b"), labels(marked));
-        self.add_upstream(
-            "a pod becomes a peer",
-            &[],
-            vec![
-                Step::new([a("marked").ingress([from_marked]).put()]),
-                Step::new([b]),
-            ],
-        );
-        let isolated = [("target", "isolated")];
-        let closed = policy("x", "isolated").pods(having(isolated)).ingress([]);
-        let a = pod_labels(self.cluster.pod("x/a"), labels(isolated));
-        self.add_upstream(
-            "a pod becomes isolated",
-            &[],
-            vec![Step::new([closed.put()]), Step::new([a])],
-        );
-    }
-
-    fn upstream_both_ways(&mut self) {
-        let a = || having([("pod", "a")]);
-        let from_b = rule().peers([pods(having([("pod", "b")]))]);
-        let both = policy("x", "both").pods(a()).ingress([from_b]);
-        let both = both.egress([rule().ports([tcp(80), udp(53)])]);
-        self.add_upstream(
-            "both ways",
-            &[],
-            vec![Step::new([both.put()]), Step::new([])],
-        );
-        let ns = |name| having([("ns", name)]);
-        let to_a_of_y = rule().peers([pods_of(ns("y"), a())]);
-        let client = policy("x", "to-a-of-y").pods(a());
-        let client = client.egress([to_a_of_y, rule().ports([udp(53)])]);
-        let server = |pod| {
-            let from_a_of_x = rule().peers([pods_of(ns("x"), a())]);
-            let policy = policy("y", &format!("{pod}-from-a-of-x")).pods(having([("pod", pod)]));
-            policy.ingress([from_a_of_x]).put()
-        };
-        let steps = vec![Step::new([client.put(), server("a"), server("b")])];
-        self.add_upstream(
-            "the client denies what the server allows",
-            &["conflict"],
-            steps,
-        );
     }
 }

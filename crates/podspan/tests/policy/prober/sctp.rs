@@ -68,13 +68,13 @@ impl Packet {
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let two = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         let four = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let chunk = match bytes.get(12)? {
-            &INIT => Chunk::Init(four(16)?),
-            &INIT_ACK if two(32)? == STATE_COOKIE => {
+        let chunk = match *bytes.get(12)? {
+            INIT => Chunk::Init(four(16)?),
+            INIT_ACK if two(32)? == STATE_COOKIE => {
                 let end = 32 + usize::from(two(34)?);
                 Chunk::InitAck(String::from_utf8(bytes.get(36..end)?.to_vec()).ok()?)
             }
-            &ABORT => Chunk::Abort,
+            ABORT => Chunk::Abort,
             _ => return None,
         };
         Some(Self {
