@@ -20,7 +20,8 @@ mod prober;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cases::oracle::{FAMILIES, allows};
-use cases::{Case, Layout, cnp, cyclonus, netpol};
+use cases::{Case, Layout, Line, Socket, Step, cnp, cyclonus, netpol, no, yes};
+use object::Protocol::{Sctp, Tcp, Udp};
 
 fn every_case() -> Vec<Case> {
     let layout = Layout::two_nodes();
@@ -133,5 +134,103 @@ fn what_the_suites_say_is_what_the_api_says() {
     }
     println!(
         "{cases} cases, {steps} steps, {asked} questions, {denied} of them denied; of {said} a suite says the answer"
+    );
+}
+
+/// Some generated cases by hand: who reaches whom on which ports, of all that the nine pods serve.
+#[test]
+fn some_generated_cases_by_hand() {
+    let cases = every_case();
+    let judge = |name: &str, lines: &[Line]| {
+        let case = cases.iter().find(|case| case.name == name);
+        let case = case.unwrap_or_else(|| panic!("no case {name}"));
+        case.walk(|cluster, step| {
+            let by_hand = Step {
+                said: [&[yes("*", "*")], lines].concat(),
+                ..step.clone()
+            };
+            for ask in step.asks(cluster) {
+                for family in FAMILIES {
+                    let allowed = allows(cluster, &ask, family);
+                    assert_eq!(
+                        Some(allowed),
+                        by_hand.says(&ask),
+                        "{name}: {ask}, {family:?}"
+                    );
+                }
+            }
+        });
+    };
+    let on = |socket: Socket, line: Line| Line {
+        socket: Some(socket),
+        ..line
+    };
+    // What the base policy lets out of x/a, and into it.
+    let out: Vec<_> = ["y/a", "y/b", "z/a", "z/b"]
+        .into_iter()
+        .map(|to| on((Tcp, 80), yes("x/a", to)))
+        .collect();
+    let friends = ["x/b", "x/c", "y/b", "y/c"];
+    let from = |who: &[&'static str], sockets: &[Socket]| {
+        let mut lines = [&[no("x/a", "*")], &out[..], &[no("*", "x/a")]].concat();
+        for who in who {
+            lines.extend(sockets.iter().map(|socket| on(*socket, yes(who, "x/a"))));
+        }
+        lines
+    };
+    judge("rules: ingress deny-all", &from(&[], &[]));
+    judge(
+        "namespace: ingress by its name",
+        &from(&["z"], &[(Tcp, 80)]),
+    );
+    judge(
+        "port/protocol: ingress a name of another protocol",
+        &from(&[], &[]),
+    );
+    judge(
+        "port/protocol: ingress a name that nobody serves",
+        &from(&[], &[]),
+    );
+    judge(
+        "port/protocol: ingress udp serve-81-udp",
+        &from(&friends, &[(Udp, 81)]),
+    );
+    judge(
+        "port/protocol: ingress sctp any port",
+        &from(&friends, &[(Sctp, 80), (Sctp, 81)]),
+    );
+    judge(
+        "port/protocol: ingress tcp 53 to 80",
+        &from(&friends, &[(Tcp, 80)]),
+    );
+    judge(
+        "port/protocol: ingress udp 53 to 84",
+        &from(&friends, &[(Udp, 80), (Udp, 81)]),
+    );
+    judge("peers: ingress pods c here", &from(&["x/c"], &[(Tcp, 80)]));
+    judge(
+        "peers: ingress pods c of all namespaces",
+        &from(&["x/c", "y/c", "z/c"], &[(Tcp, 80)]),
+    );
+    // Those of node 1, but not those of the same sixteen addresses as z/c.
+    judge(
+        "peers: ingress block",
+        &from(&["x/c", "y/b", "z/a", "z/c"], &[(Tcp, 80)]),
+    );
+    judge(
+        "peers: ingress block with except",
+        &from(&["x/c", "y/b"], &[(Tcp, 80)]),
+    );
+    judge(
+        "conflict: egress of x/b: nothing, egress of x/b: all by pod",
+        &[],
+    );
+    judge(
+        "conflict: ingress of x/b: none by address",
+        &[no("*", "x/b")],
+    );
+    judge(
+        "conflict: egress of x/b: nothing, ingress of y/c: everything",
+        &[no("x/b", "*")],
     );
 }
