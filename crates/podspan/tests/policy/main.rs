@@ -12,6 +12,7 @@
 #[path = "../../src/policy/object.rs"]
 mod object;
 
+mod asked;
 mod cases;
 mod json;
 mod packets;
@@ -137,30 +138,34 @@ fn what_the_suites_say_is_what_the_api_says() {
     );
 }
 
+/// In all steps of that case everybody reaches everybody, but as the lines say.
+#[track_caller]
+fn judge(cases: &[Case], name: &str, lines: &[Line]) {
+    let case = cases.iter().find(|case| case.name == name);
+    let case = case.unwrap_or_else(|| panic!("no case {name}"));
+    case.walk(|cluster, step| {
+        let by_hand = Step {
+            said: [&[yes("*", "*")], lines].concat(),
+            ..step.clone()
+        };
+        for ask in step.asks(cluster) {
+            for family in FAMILIES {
+                let allowed = allows(cluster, &ask, family);
+                assert_eq!(
+                    Some(allowed),
+                    by_hand.says(&ask),
+                    "{name}: {ask}, {family:?}"
+                );
+            }
+        }
+    });
+}
+
 /// Some generated cases by hand: who reaches whom on which ports, of all that the nine pods serve.
 #[test]
 fn some_generated_cases_by_hand() {
     let cases = every_case();
-    let judge = |name: &str, lines: &[Line]| {
-        let case = cases.iter().find(|case| case.name == name);
-        let case = case.unwrap_or_else(|| panic!("no case {name}"));
-        case.walk(|cluster, step| {
-            let by_hand = Step {
-                said: [&[yes("*", "*")], lines].concat(),
-                ..step.clone()
-            };
-            for ask in step.asks(cluster) {
-                for family in FAMILIES {
-                    let allowed = allows(cluster, &ask, family);
-                    assert_eq!(
-                        Some(allowed),
-                        by_hand.says(&ask),
-                        "{name}: {ask}, {family:?}"
-                    );
-                }
-            }
-        });
-    };
+    let judge = |name: &str, lines: &[Line]| judge(&cases, name, lines);
     let on = |socket: Socket, line: Line| Line {
         socket: Some(socket),
         ..line

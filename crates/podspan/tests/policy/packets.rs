@@ -1,5 +1,6 @@
 //! The prober over a router between network namespaces: who answers, who refuses, and whom a rule of nftables silences.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
@@ -8,7 +9,10 @@ use std::time::Instant;
 use podspan_kernel::Netns;
 use podspan_kernel::testing::TestNs;
 
+use crate::asked::{self, name};
+use crate::cases::{self, Cluster, Layout};
 use crate::object::Protocol::{self, Sctp, Tcp, Udp};
+use crate::object::{Addresses, Key};
 use crate::prober::server::Server;
 use crate::prober::{Answer, Asker, Patience, Question, ask};
 
@@ -51,10 +55,14 @@ fn feed(program: &str, arguments: &[&str], text: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The router is the calling thread's namespace.
-fn pod(number: u8) -> Pod {
-    let v4 = Ipv4Addr::new(10, 0, 0, number);
+fn addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
     let v6 = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, number.into());
+    (Ipv4Addr::new(10, 0, 0, number), v6)
+}
+
+/// The router is the calling thread's namespace.
+fn pod(number: u8, name: String) -> Pod {
+    let (v4, v6) = addresses(number);
     let make = || {
         let _ns = TestNs::new();
         // Neighbours of IPv6 are asked from a link-local address, which must be usable at once.
@@ -93,7 +101,6 @@ fn pod(number: u8) -> Pod {
             )
         })
         .unwrap();
-    let name = format!("pod {number}");
     let addresses = [v4.into(), v6.into()];
     let server = Server::start(of_server, &name, &addresses, &SERVED).unwrap();
     Pod {
@@ -110,7 +117,12 @@ fn router(pods: u8) -> (TestNs, Vec<Pod>) {
     for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         std::fs::write(format!("/proc/sys/net/{key}"), "1").unwrap();
     }
-    (ns, (1..=pods).map(pod).collect())
+    (
+        ns,
+        (1..=pods)
+            .map(|number| pod(number, format!("pod {number}")))
+            .collect(),
+    )
 }
 
 fn nft(rules: &str) -> String {
@@ -265,4 +277,86 @@ fn nine_pods_ask_one_another() {
             counts[1], counts[0]
         );
     }
+}
+
+/// A rule for each question that is to stay without an answer.
+fn drops(cluster: &Cluster, questions: &BTreeMap<Key, Vec<Question>>) -> String {
+    let mut rules = String::new();
+    for (key, questions) in questions {
+        let Addresses { v4, v6 } = cluster.pods[key].addresses;
+        for question in questions.iter().filter(|question| !question.expected) {
+            let ends = match question.address {
+                IpAddr::V4(to) => format!("ip saddr {} ip daddr {to}", v4.unwrap()),
+                IpAddr::V6(to) => format!("ip6 saddr {} ip6 daddr {to}", v6.unwrap()),
+            };
+            let protocol = format!("{:?}", question.protocol).to_lowercase();
+            rules += &format!("{ends} {protocol} dport {} drop\n", question.port);
+        }
+    }
+    rules
+}
+
+/// A case from its objects to its packets: the router drops what the oracle denies, step by step.
+#[test]
+fn a_case_is_asked_with_packets() {
+    let (_router, _) = router(0);
+    let numbers = |key: &Key| {
+        let (namespace, pod) = (
+            key.namespace.as_bytes()[0] - b'x',
+            key.name.as_bytes()[0] - b'a',
+        );
+        let (v4, v6) = addresses(1 + namespace * 3 + pod);
+        let (v4, v6) = (Some(v4), Some(v6));
+        (0, Addresses { v4, v6 })
+    };
+    let layout = Layout {
+        place: &numbers,
+        ..Layout::two_nodes()
+    };
+    let cases = cases::netpol::cases(&layout);
+    let case = cases
+        .iter()
+        .find(|case| case.name == "should allow ingress access from updated pod");
+    let case = case.unwrap();
+    let pods: BTreeMap<_, _> = (1..)
+        .zip(case.cluster.pods.keys())
+        .map(|(number, key)| (key.clone(), pod(number, name(key))))
+        .collect();
+    let mut denied_before = usize::MAX;
+    case.walk(|cluster, step| {
+        let questions = asked::questions(cluster, step);
+        let drops = drops(cluster, &questions);
+        let denied = drops.lines().count();
+        nft(&format!(
+            "add table inet t
+            delete table inet t
+            table inet t {{
+              chain f {{
+                type filter hook forward priority 0
+                ct state established accept
+                {drops}
+              }}
+            }}"
+        ));
+        // What was denied in the first step to the pod that changes is not in the second one.
+        assert!(0 < denied && denied < denied_before);
+        denied_before = denied;
+        let all: Vec<_> = questions
+            .iter()
+            .map(|(key, questions)| (&pods[key].asker, questions.clone()))
+            .collect();
+        let answers = ask(&all, Patience::default()).unwrap();
+        for (question, answer) in all
+            .iter()
+            .flat_map(|(_, questions)| questions)
+            .zip(answers.iter().flatten())
+        {
+            let right = if question.expected {
+                Answer::Reached
+            } else {
+                Answer::Silent
+            };
+            assert_eq!(*answer, right, "{question:?}");
+        }
+    });
 }

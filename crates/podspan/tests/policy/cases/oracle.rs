@@ -42,11 +42,11 @@ pub fn allows(cluster: &Cluster, ask: &Ask, family: Family) -> bool {
         return true;
     }
     let own_node = (from.host_network || to.host_network) && from.node == to.node;
-    let side = |way, subject, peer: &Pod| Side {
+    let side = |way, subject, peer| Side {
         cluster,
         way,
         subject,
-        peer: peer.clone(),
+        peer,
         address: family.of(peer).unwrap(),
         receiver: to,
         socket: ask.socket,
@@ -65,7 +65,7 @@ struct Side<'a> {
     cluster: &'a Cluster,
     way: Way,
     subject: &'a Pod,
-    peer: Pod,
+    peer: &'a Pod,
     address: IpAddr,
     receiver: &'a Pod,
     socket: Socket,
@@ -147,7 +147,7 @@ impl Side<'_> {
     }
 
     fn is_pod(&self, namespaces: Option<&Selector>, pods: &Selector) -> bool {
-        let Pod { key, labels, .. } = &self.peer;
+        let Pod { key, labels, .. } = self.peer;
         let namespace = self.cluster.namespaces.get(&key.namespace);
         let there = match (namespaces, namespace) {
             (None, _) => true,
@@ -171,12 +171,10 @@ impl Side<'_> {
     }
 
     fn receives(&self, wanted: Option<Protocol>, name: &str) -> bool {
-        let (protocol, number) = self.socket;
         let mut ports = self.receiver.ports.iter();
         let here =
             ports.any(|known| *known.name == *name && (known.protocol, known.port) == self.socket);
-        debug_assert!(number > 0, "port 0 is nobody's");
-        here && wanted.is_none_or(|wanted| wanted == protocol)
+        here && wanted.is_none_or(|wanted| wanted == self.socket.0)
     }
 
     /// The first rule that matches, of the policies by priority: "Policies with lower priority values have higher precedence".

@@ -64,6 +64,20 @@ impl Generator<'_> {
                 Step::new([pod_gone("y-2/a"), pod_gone("y-2/b"), namespace_gone("y-2")]),
             ],
         );
+        self.label_actions();
+        let pod = self.layout.letter("x/d", labels([("pod", "d")]));
+        self.add(
+            "a pod comes and goes",
+            &["create-pod", "delete-pod"],
+            vec![
+                Step::new([put()]),
+                Step::new([pod_put(&pod)]),
+                Step::new([pod_gone("x/d")]),
+            ],
+        );
+    }
+
+    fn label_actions(&mut self) {
         let marked = namespaces(having([("new-ns", "qrs")]));
         let y = labels([("ns", "y")]);
         self.add(
@@ -73,16 +87,6 @@ impl Generator<'_> {
                 Step::new([with_peers(Way::Ingress, vec![marked]).put()]),
                 Step::new([namespace_put("y", labels([("ns", "y"), ("new-ns", "qrs")]))]),
                 Step::new([namespace_put("y", y)]),
-            ],
-        );
-        let pod = self.layout.letter("x/d", labels([("pod", "d")]));
-        self.add(
-            "a pod comes and goes",
-            &["create-pod", "delete-pod"],
-            vec![
-                Step::new([put()]),
-                Step::new([pod_put(&pod)]),
-                Step::new([pod_gone("x/d")]),
             ],
         );
         let marked = pods_of(within("ns", ["y", "z"]), having([("new-label", "abc")]));
@@ -131,6 +135,18 @@ impl Generator<'_> {
                 Step::new([a("y-80").ingress([y_on(80)]).put()]),
             ],
         );
+        self.upstream_all();
+        self.upstream_labels();
+        self.upstream_both_ways();
+        let deny = policy("x", "deny-all").ingress([]).egress([]);
+        self.add_upstream(
+            "a policy is gone",
+            &["deny-all", "delete-policy"],
+            vec![Step::new([deny.clone().put()]), Step::new([deny.gone()])],
+        );
+    }
+
+    fn upstream_all(&mut self) {
         let open = || policy("x", "allow-all").ingress([rule()]);
         self.add_upstream(
             "allow all",
@@ -155,14 +171,6 @@ impl Generator<'_> {
                 Step::new([open().put()]),
                 Step::new([policy("x", "allow-all").ingress([]).put()]),
             ],
-        );
-        self.upstream_labels();
-        self.upstream_both_ways();
-        let deny = policy("x", "deny-all").ingress([]).egress([]);
-        self.add_upstream(
-            "a policy is gone",
-            &["deny-all", "delete-policy"],
-            vec![Step::new([deny.clone().put()]), Step::new([deny.gone()])],
         );
     }
 
