@@ -54,7 +54,7 @@ check: debian-packages-check $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm
 test: debian-packages build
 	$(CARGO) test --locked --workspace --all-features --no-run
 	$(ISOLATED) $(CARGO) test --locked --offline --workspace --all-features --exclude podspan
-	$(ISOLATED) $(CARGO) test --locked --offline -p podspan --bins --test agent --test docs
+	$(ISOLATED) $(CARGO) test --locked --offline -p podspan --bins --test agent --test docs --test policy
 	$(CARGO) test --locked -p podspan --test lab
 
 # Real container runtimes want real root, for their cgroups.
