@@ -172,7 +172,11 @@ fn the_link_local_addresses_of_a_bridge_are_no_way_round() {
         let shown = pod.ip("-6 addr show dev eth0");
         let of_link = shown[0]["addr_info"].as_array().unwrap().iter();
         let mut of_link = of_link.filter(|address| address["scope"] == "link");
-        of_link.next().unwrap()["local"].as_str().unwrap().parse().unwrap()
+        of_link.next().unwrap()["local"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap()
     };
     let index = a.run(|| {
         let netlink = podspan_kernel::Netlink::open();
@@ -427,6 +431,22 @@ fn check_misses_chains_and_elements_and_not_what_is_in_the_chains() {
     let (_, text) = check().expect_error();
     let expected = format!("chain inet podspan {} is missing", names.ingress);
     assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn gc_removes_what_is_not_valid_and_nothing_of_what_is() {
+    let (node, a, _b, _) = node();
+    let mut conf = node.conf(json!({"ipMasq": true, "policy": {"waitMilliseconds": 0}}));
+    node.del("a", &conf).expect_ok();
+    let added = add_ok(&node, "a", (&a, &conf));
+    conf["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]);
+    run(&mut node.command(&[], "GC", ""), &conf).expect_ok();
+    let all = policy::attachments(&mut Nft::open().unwrap()).unwrap();
+    assert_eq!(all, [attached("a")]);
+    node.check("a", &a, &node.with_prev(&conf, &added))
+        .expect_ok();
+    node.del("a", &conf).expect_ok();
+    node.assert_clean("after GC and DEL");
 }
 
 #[test]

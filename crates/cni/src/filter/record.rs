@@ -16,8 +16,8 @@ const LINK: &str = "link";
 const CHAIN: &str = "chain ";
 /// Between what stands in one comment.
 const SEPARATOR: &str = "; ";
-/// What a comment has room for, in bytes (`NFT_USERDATA_MAXLEN` less its head and the final NUL).
-const ROOM: usize = 253;
+/// What a comment of an element has room for, in bytes.
+const ROOM: usize = 251;
 /// A host veth's record has its name, which begins so.
 const HOST_VETH: &str = "pod";
 
@@ -157,12 +157,12 @@ mod tests {
         let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
         let of_joined = Record::read(INET, &name, &comments(&joined)).entries;
         assert_eq!(of_joined, record.entries);
-        let many = join(vec!["x".repeat(126); 3]);
+        let many = join(vec!["x".repeat(125); 3]);
         assert_eq!(
             many.iter().map(String::len).collect::<Vec<_>>(),
-            [126, 126, 126]
+            [125, 125, 125]
         );
-        assert_eq!(join(vec!["x".repeat(125); 3])[0].len(), 252);
+        assert_eq!(join(vec!["x".repeat(124); 3])[0].len(), 250);
 
         let strange = [
             "",
