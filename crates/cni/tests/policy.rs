@@ -309,15 +309,30 @@ fn an_address_that_is_used_again_leads_to_new_chains() {
     filter_on_bridge(&node);
     open("peer");
     let mut before = None;
+    // A sender with a steady port, whose connection the first pod answers.
+    let steady = bind(Some(&a), 5000);
     for name in ["first", "second", "third"] {
         let added = add_ok(&node, name, (&b, &conf));
         assert_eq!(added.ip(4), "10.244.1.8");
+        let server = bind(Some(&b), 7);
+        steady.send_to(b"x", at("10.244.1.8", 7)).unwrap();
+        assert!(
+            server.recv(&mut [0; 1]).is_err(),
+            "{name} has the connections of the one before"
+        );
         let chains = attached(name);
         assert!(chains.closed && chains.addresses == ["10.244.1.8".parse::<IpAddr>().unwrap()]);
         assert_ne!(before.replace(chains.veth.clone()), Some(chains.veth));
+        drop(server);
         assert!(!arrives(Some(&a), "10.244.1.8", Some(&b)), "{name}");
         open(name);
         assert!(arrives(Some(&a), "10.244.1.8", Some(&b)), "{name}");
+        let server = bind(Some(&b), 7);
+        steady.send_to(b"x", at("10.244.1.8", 7)).unwrap();
+        let (_, from) = server.recv_from(&mut [0; 1]).unwrap();
+        server.send_to(b"y", from).unwrap();
+        steady.recv(&mut [0; 1]).unwrap();
+        drop(server);
         node.del(
             name,
             &json!({"cniVersion": "1.1.0", "name": "net",

@@ -299,6 +299,13 @@ pub(super) fn elements_to(
     Ok(entries)
 }
 
+/// The addresses that led to chains, each once, without link-local ones.
+pub(super) fn addresses(entries: &[super::Entry]) -> BTreeSet<IpAddr> {
+    let policed = entries.iter().filter(|(set, _)| SETS.contains(set));
+    let keys = policed.flat_map(|(_, element)| &element.key);
+    keys.filter_map(address).collect()
+}
+
 fn list(nft: &mut Nft, map: &Set<'_>) -> podspan_kernel::Result<Vec<Element>> {
     match nft.list_elements(map) {
         Err(error) if error.is_not_found() => Ok(Vec::new()),
