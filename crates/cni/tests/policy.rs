@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use harness::{Answer, Node, Pod, nft, outside, run, run_raw};
+use podspan_cni::attachment::AttachmentId;
 use podspan_cni::filter::policy::{self, AttachedChains, PodName};
+use podspan_kernel::Mac;
 use podspan_kernel::nft::{Batch, Nft};
 use serde_json::{Value, json};
 
@@ -482,6 +484,54 @@ fn the_layout_is_laid_anew_by_the_same_code_and_what_stands_in_it_stays() {
     Nft::open().unwrap().commit(batch).unwrap();
     assert_eq!(listed(), before);
     assert!(arrives(Some(&a), B[0], Some(&b)));
+}
+
+#[test]
+fn an_attachment_of_before_is_adopted_with_what_it_has_already() {
+    for keys in [json!({}), json!({"ipMasq": true})] {
+        let node = Node::new();
+        let (a, b) = (Pod::new(), Pod::new());
+        let conf = node.conf(keys);
+        let added = add_ok(&node, "a", (&a, &conf));
+        add_ok(&node, "b", (&b, &conf));
+        filter_on_bridge(&node);
+        assert!(arrives(Some(&a), B[0], Some(&b)), "as before");
+        let id: AttachmentId = AttachmentId {
+            container: "a".parse().unwrap(),
+            ifname: "eth0".parse().unwrap(),
+        };
+        let network = "net".parse().unwrap();
+        let (veth, alias) = (id.host_veth(&network), id.alias(&network).unwrap());
+        let ips = A.map(|ip| ip.parse().unwrap());
+        let subject = policy::Subject {
+            pod: Some(PodName {
+                namespace: "shop".into(),
+                name: "a".into(),
+                uid: None,
+            }),
+            addresses: policy::with_link_local(&ips, Mac::of_ip(ips[0])),
+            subnets: Vec::new(),
+            closed: true,
+        };
+        let mut batch = Batch::new();
+        policy::lay(&mut batch);
+        policy::adopt(&mut batch, (&veth, &alias), subject);
+        Nft::open().unwrap().commit(batch).unwrap();
+        let found = attached("a");
+        assert!(
+            found.closed && found.addresses == ips && found.veth == veth,
+            "{found:?}"
+        );
+        assert!(!arrives(Some(&a), B[0], Some(&b)));
+        assert!(!arrives(Some(&b), A[1], Some(&a)));
+        // It is what ADD would have made.
+        let mut with_policy = node.with_prev(&conf, &added);
+        with_policy["policy"] = json!({});
+        node.check("a", &a, &with_policy).expect_ok();
+        node.del("a", &conf).expect_ok();
+        node.del("b", &conf).expect_ok();
+        node.assert_clean("after DEL");
+    }
 }
 
 /// An ADD under way.
