@@ -446,18 +446,11 @@ pub(crate) fn filtering(
         },
         policy: conf.policy.as_ref().map(|policy| policy::Subject {
             pod: policy.pod.clone(),
-            addresses: policed(ips, pod_mac(conf, id, ips)),
+            addresses: policy::with_link_local(ips, pod_mac(conf, id, ips)),
             subnets: subnets(&conf.addresses),
             closed: policy.begins_closed(),
         }),
     })
-}
-
-/// The addresses by which a pod is reached: the one that its link makes of its MAC address, too.
-fn policed(ips: &[IpAddr], mac: Mac) -> Vec<IpAddr> {
-    let mut all = ips.to_vec();
-    all.push(mac.link_local().into());
-    all
 }
 
 /// Where the pods' addresses of this node come from, as far as it is known.

@@ -247,6 +247,7 @@ impl Filter {
                 error => return Err(wanted.explain(error)),
             }
         }
+        self.forget_policed(&stale.entries)?;
         ports::complete(wanted)?;
         self.forget_stale_connections(host, &plan.own)
     }
@@ -374,6 +375,8 @@ impl Filter {
             if attempt > 0 {
                 self.keep_existing(&mut stale)?;
             }
+            // Before: who repeats this after a kill finds no record any longer.
+            self.forget_policed(&stale.entries)?;
             let mut batch = Batch::new();
             stale.delete(&mut batch);
             match self.nft.commit(batch) {
@@ -480,6 +483,25 @@ impl Filter {
         Ok(records)
     }
 
+    /// What was allowed to the pod that had an address is not to who has it next.
+    fn forget_policed(&mut self, entries: &[Entry]) -> Result<(), Error> {
+        for ip in policy::addresses(entries) {
+            match self.conntrack()?.forget(ip) {
+                // It follows connections and does not tell of them (CONFIG_NF_CT_NETLINK): they end by themselves.
+                Err(error) if has_no_nftables(&error) => return Ok(()),
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    fn conntrack(&mut self) -> Result<&mut Conntrack, Error> {
+        Ok(match &mut self.conntrack {
+            Some(open) => open,
+            closed => closed.insert(Conntrack::open()?),
+        })
+    }
+
     /// A sender of datagrams with a steady source port would otherwise never see that a host port leads elsewhere now.
     fn forget_stale_connections(
         &mut self,
@@ -487,11 +509,7 @@ impl Filter {
         entries: &[Entry],
     ) -> Result<(), Error> {
         for mapped in entries.iter().filter_map(ports::datagrams) {
-            let conntrack = match &mut self.conntrack {
-                Some(open) => open,
-                closed => closed.insert(Conntrack::open()?),
-            };
-            ports::forget(conntrack, host, mapped)?;
+            ports::forget(self.conntrack()?, host, mapped)?;
         }
         Ok(())
     }

@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use harness::{Answer, Node, Pod, nft, outside, run, run_raw};
+use podspan_cni::attachment::AttachmentId;
 use podspan_cni::filter::policy::{self, AttachedChains, PodName};
+use podspan_kernel::Mac;
 use podspan_kernel::nft::{Batch, Nft};
 use serde_json::{Value, json};
 
@@ -172,7 +174,11 @@ fn the_link_local_addresses_of_a_bridge_are_no_way_round() {
         let shown = pod.ip("-6 addr show dev eth0");
         let of_link = shown[0]["addr_info"].as_array().unwrap().iter();
         let mut of_link = of_link.filter(|address| address["scope"] == "link");
-        of_link.next().unwrap()["local"].as_str().unwrap().parse().unwrap()
+        of_link.next().unwrap()["local"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap()
     };
     let index = a.run(|| {
         let netlink = podspan_kernel::Netlink::open();
@@ -305,15 +311,30 @@ fn an_address_that_is_used_again_leads_to_new_chains() {
     filter_on_bridge(&node);
     open("peer");
     let mut before = None;
+    // A sender with a steady port, whose connection the first pod answers.
+    let steady = bind(Some(&a), 5000);
     for name in ["first", "second", "third"] {
         let added = add_ok(&node, name, (&b, &conf));
         assert_eq!(added.ip(4), "10.244.1.8");
+        let server = bind(Some(&b), 7);
+        steady.send_to(b"x", at("10.244.1.8", 7)).unwrap();
+        assert!(
+            server.recv(&mut [0; 1]).is_err(),
+            "{name} has the connections of the one before"
+        );
         let chains = attached(name);
         assert!(chains.closed && chains.addresses == ["10.244.1.8".parse::<IpAddr>().unwrap()]);
         assert_ne!(before.replace(chains.veth.clone()), Some(chains.veth));
+        drop(server);
         assert!(!arrives(Some(&a), "10.244.1.8", Some(&b)), "{name}");
         open(name);
         assert!(arrives(Some(&a), "10.244.1.8", Some(&b)), "{name}");
+        let server = bind(Some(&b), 7);
+        steady.send_to(b"x", at("10.244.1.8", 7)).unwrap();
+        let (_, from) = server.recv_from(&mut [0; 1]).unwrap();
+        server.send_to(b"y", from).unwrap();
+        steady.recv(&mut [0; 1]).unwrap();
+        drop(server);
         node.del(
             name,
             &json!({"cniVersion": "1.1.0", "name": "net",
@@ -430,6 +451,22 @@ fn check_misses_chains_and_elements_and_not_what_is_in_the_chains() {
 }
 
 #[test]
+fn gc_removes_what_is_not_valid_and_nothing_of_what_is() {
+    let (node, a, _b, _) = node();
+    let mut conf = node.conf(json!({"ipMasq": true, "policy": {"waitMilliseconds": 0}}));
+    node.del("a", &conf).expect_ok();
+    let added = add_ok(&node, "a", (&a, &conf));
+    conf["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]);
+    run(&mut node.command(&[], "GC", ""), &conf).expect_ok();
+    let all = policy::attachments(&mut Nft::open().unwrap()).unwrap();
+    assert_eq!(all, [attached("a")]);
+    node.check("a", &a, &node.with_prev(&conf, &added))
+        .expect_ok();
+    node.del("a", &conf).expect_ok();
+    node.assert_clean("after GC and DEL");
+}
+
+#[test]
 fn the_layout_is_laid_anew_by_the_same_code_and_what_stands_in_it_stays() {
     let (_node, a, b, _) = node();
     open("a");
@@ -447,6 +484,54 @@ fn the_layout_is_laid_anew_by_the_same_code_and_what_stands_in_it_stays() {
     Nft::open().unwrap().commit(batch).unwrap();
     assert_eq!(listed(), before);
     assert!(arrives(Some(&a), B[0], Some(&b)));
+}
+
+#[test]
+fn an_attachment_of_before_is_adopted_with_what_it_has_already() {
+    for keys in [json!({}), json!({"ipMasq": true})] {
+        let node = Node::new();
+        let (a, b) = (Pod::new(), Pod::new());
+        let conf = node.conf(keys);
+        let added = add_ok(&node, "a", (&a, &conf));
+        add_ok(&node, "b", (&b, &conf));
+        filter_on_bridge(&node);
+        assert!(arrives(Some(&a), B[0], Some(&b)), "as before");
+        let id: AttachmentId = AttachmentId {
+            container: "a".parse().unwrap(),
+            ifname: "eth0".parse().unwrap(),
+        };
+        let network = "net".parse().unwrap();
+        let (veth, alias) = (id.host_veth(&network), id.alias(&network).unwrap());
+        let ips = A.map(|ip| ip.parse().unwrap());
+        let subject = policy::Subject {
+            pod: Some(PodName {
+                namespace: "shop".into(),
+                name: "a".into(),
+                uid: None,
+            }),
+            addresses: policy::with_link_local(&ips, Mac::of_ip(ips[0])),
+            subnets: Vec::new(),
+            closed: true,
+        };
+        let mut batch = Batch::new();
+        policy::lay(&mut batch);
+        policy::adopt(&mut batch, (&veth, &alias), subject);
+        Nft::open().unwrap().commit(batch).unwrap();
+        let found = attached("a");
+        assert!(
+            found.closed && found.addresses == ips && found.veth == veth,
+            "{found:?}"
+        );
+        assert!(!arrives(Some(&a), B[0], Some(&b)));
+        assert!(!arrives(Some(&b), A[1], Some(&a)));
+        // It is what ADD would have made.
+        let mut with_policy = node.with_prev(&conf, &added);
+        with_policy["policy"] = json!({});
+        node.check("a", &a, &with_policy).expect_ok();
+        node.del("a", &conf).expect_ok();
+        node.del("b", &conf).expect_ok();
+        node.assert_clean("after DEL");
+    }
 }
 
 /// An ADD under way.

@@ -1,8 +1,8 @@
-//! The connections that the kernel follows (ctnetlink): those to a port or all, and forgetting one.
+//! The connections that the kernel follows (ctnetlink): those to a port or all, forgetting one, and forgetting an address.
 //!
 //! A connection keeps the translation of its first packet for as long as packets come, so that a sender with a steady
 //! source port never sees a new rule. Which connections are stale is the caller's affair. Only the default zone is looked
-//! at. A surprise: where a kernel before 5.8 lists all connections, they are sorted out here.
+//! at, but for an address. A surprise: where a kernel before 5.8 lists all connections, they are sorted out here.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -22,6 +22,8 @@ const DELETE: u16 = SUBSYSTEM << 8 | 2;
 /// `CTA_FILTER_F_CTA_PROTO_NUM | CTA_FILTER_F_CTA_PROTO_DST_PORT` (net/netfilter/nf_internals.h): what of the tuple in a
 /// question counts.
 const FILTER_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
+/// `CTA_FILTER_F_CTA_IP_SRC`.
+const FILTER_SOURCE: u32 = 1;
 
 /// The attributes of a connection (`enum ctattr_type`) and of what is in them.
 mod attribute {
@@ -32,6 +34,8 @@ mod attribute {
     pub(super) const FILTER: u16 = 25;
     /// `CTA_FILTER_ORIG_FLAGS`.
     pub(super) const FILTER_ORIG_FLAGS: u16 = 1;
+    /// `CTA_FILTER_REPLY_FLAGS`.
+    pub(super) const FILTER_REPLY_FLAGS: u16 = 2;
     /// `CTA_TUPLE_IP`.
     pub(super) const IP: u16 = 1;
     /// `CTA_TUPLE_PROTO`.
@@ -162,6 +166,100 @@ impl Conntrack {
     }
 }
 
+impl Conntrack {
+    /// Forgets all connections that begin at the address or are answered by it, of all protocols and zones; that there are
+    /// none is fine.
+    ///
+    /// # Errors
+    /// What the kernel answered; EINVAL from one that follows no connections.
+    pub fn forget(&mut self, ip: IpAddr) -> Result<()> {
+        let family = match ip {
+            IpAddr::V4(_) => rustix::net::AddressFamily::INET,
+            IpAddr::V6(_) => rustix::net::AddressFamily::INET6,
+        };
+        for (tuple, flags) in [
+            (attribute::TUPLE_ORIG, attribute::FILTER_ORIG_FLAGS),
+            (attribute::TUPLE_REPLY, attribute::FILTER_REPLY_FLAGS),
+        ] {
+            let mut found: Vec<Known> = Vec::new();
+            let question = |to: &mut Encoder| {
+                // Of IPv6 a kernel chooses those that it should not (`ctnetlink_filter_match_tuple`, seen with 6.18).
+                let IpAddr::V4(ip) = ip else { return };
+                to.nest(tuple, |to| {
+                    to.nest(attribute::IP, |to| {
+                        to.bytes_attribute(attribute::IP_V4[0], &ip.octets());
+                    });
+                });
+                to.nest(attribute::FILTER, |to| {
+                    to.bytes_attribute(flags, &FILTER_SOURCE.to_ne_bytes());
+                });
+            };
+            let listed = self.link.dump(
+                header(GET, NLM_F_DUMP, family),
+                question,
+                |part| match part {
+                    None => found.clear(),
+                    // Who cannot choose lists all.
+                    Some(all) if source(all, tuple) == Some(ip) => found.extend(Known::read(all)),
+                    Some(_) => {}
+                },
+            );
+            listed.map_err(|refusal| refusal.into_error(format!("list connections of {ip}")))?;
+            for known in found {
+                let asked = self.link.ask(
+                    header(DELETE, NLM_F_ACK, family),
+                    |to| known.encode(to),
+                    |_| {},
+                );
+                match asked
+                    .map_err(|refusal| refusal.into_error(format!("remove connection of {ip}")))
+                {
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A connection in the kernel's own words.
+struct Known {
+    tuple: Vec<u8>,
+    id: Vec<u8>,
+    zone: Option<Vec<u8>>,
+}
+
+impl Known {
+    fn read(attributes: Attributes<'_>) -> Option<Self> {
+        Some(Self {
+            tuple: attributes.find(attribute::TUPLE_ORIG)?.to_vec(),
+            id: attributes.find(attribute::ID)?.to_vec(),
+            zone: attributes.find(attribute::ZONE).map(<[u8]>::to_vec),
+        })
+    }
+
+    fn encode(&self, to: &mut Encoder) {
+        to.nest_bytes(attribute::TUPLE_ORIG, &self.tuple);
+        to.bytes_attribute(attribute::ID, &self.id);
+        if let Some(zone) = &self.zone {
+            to.bytes_attribute(attribute::ZONE, zone);
+        }
+    }
+}
+
+/// Who sent the first packet, or the first answer, by the tuple's kind.
+fn source(attributes: Attributes<'_>, tuple: u16) -> Option<IpAddr> {
+    let ip = attributes.inside(tuple)?.inside(attribute::IP)?;
+    match ip.find(attribute::IP_V4[0]) {
+        Some(bytes) => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
+        None => {
+            let bytes = ip.find(attribute::IP_V6[0])?;
+            Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into())
+        }
+    }
+}
+
 impl Connection {
     /// None for a connection of another zone, or of a protocol without ports.
     fn read(attributes: Attributes<'_>) -> Option<Self> {
@@ -286,5 +384,36 @@ mod tests {
         let other = "127.0.0.1:54".parse().unwrap();
         assert_eq!(ends, [(other, other)]);
         assert_eq!(conntrack.list(UDP, 54).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_begins_at_an_address_or_is_answered_by_it_is_forgotten_and_nothing_else() {
+        let _ns = TestNs::new();
+        follow();
+        let socket = |at: &str| UdpSocket::bind(at).unwrap();
+        let ends = [
+            ("127.0.0.1:0", "127.0.0.2:53"),
+            ("127.0.0.2:0", "127.0.0.3:53"),
+            ("127.0.0.1:0", "127.0.0.3:53"),
+            ("[::1]:0", "[::1]:53"),
+        ];
+        for (from, to) in ends {
+            socket(from).send_to(b"x", to).unwrap();
+        }
+        let mut conntrack = Conntrack::open().unwrap();
+        let count = |conntrack: &mut Conntrack| conntrack.list(UDP, 53).unwrap().len();
+        assert_eq!(count(&mut conntrack), 4);
+        for _ in 0..2 {
+            conntrack.forget("127.0.0.2".parse().unwrap()).unwrap();
+            let left = conntrack.list(UDP, 53).unwrap();
+            let ends: Vec<_> = left
+                .iter()
+                .map(|c| (c.source.ip().to_string(), c.destination.to_string()))
+                .collect();
+            let four = ("127.0.0.1".to_owned(), "127.0.0.3:53".to_owned());
+            assert_eq!(ends, [four, ("::1".to_owned(), "[::1]:53".to_owned())]);
+        }
+        conntrack.forget("::1".parse().unwrap()).unwrap();
+        assert_eq!(count(&mut conntrack), 1);
     }
 }

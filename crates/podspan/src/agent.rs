@@ -19,12 +19,13 @@ use crate::board::{Board, Report, Usage};
 use crate::config::{Config, Role};
 use crate::conflist;
 use crate::events::{self, Event};
-use crate::kubernetes;
+use crate::kubernetes::{self, policy::Sink};
 use crate::log::{Fact, Log};
 use crate::look::{Look, look};
 use crate::metrics::{Kind, Metrics};
 use crate::packet_filter::PacketFilter;
 use crate::plan::Change;
+use crate::policy::{enforce, source::PolicyFile};
 use crate::probe;
 use crate::refusal::{Refusal, Source};
 use crate::registry::Registry;
@@ -46,6 +47,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut files: Vec<_> = config.registry.file().into_iter().collect();
     if let Role::Node(role) = &config.role {
         files.push(role.conflist.clone());
+        files.extend(role.policy.iter().filter_map(|policy| policy.file.clone()));
     }
     let log = Log {
         format: config.operation.log,
@@ -53,13 +55,16 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let tunnels = LinkSet::default();
     let (sender, events) = events::start(files, tunnels.clone())?;
     let board = Arc::new(Board::new());
-    let registry = Registry::follow(&config.registry, &sender, None)?;
+    let sink = start_policy(&config.role, &board)?;
+    let (sink, policy_file) = PolicyFile::of(&config.role, sink);
+    let registry = Registry::follow(&config.registry, &sender, sink)?;
     beside::start(config, &board, sender)?;
     let mut agent = Agent {
         config,
         netlink: Netlink::open()?,
         filter: PacketFilter::default(),
         registry,
+        policy_file,
         tunnels,
         told: Told::default(),
         board,
@@ -81,6 +86,21 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
             }
         }
     }
+}
+
+/// Starts what enforces policy; what comes out of the sink's other end is enforced.
+fn start_policy(role: &Role, board: &Arc<Board>) -> anyhow::Result<Option<Sink>> {
+    let Role::Node(node) = role else {
+        return Ok(None);
+    };
+    let Some(policy) = &node.policy else {
+        return Ok(None);
+    };
+    let (wake, woken) = enforce::Wake::new();
+    let up = wake.clone();
+    let (sink, changes) = kubernetes::policy::channel(move || up.up());
+    enforce::start((&node.name, policy.clone()), board, changes, (wake, woken))?;
+    Ok(Some(sink))
 }
 
 enum Wake {
@@ -114,6 +134,8 @@ struct Agent<'a> {
     netlink: Netlink,
     filter: PacketFilter,
     registry: Registry,
+    /// Where policies are read from, where they are not in the API.
+    policy_file: Option<PolicyFile>,
     /// The VXLAN devices, whose neighbours somebody else may change.
     tunnels: LinkSet,
     told: Told,
@@ -141,6 +163,9 @@ impl Agent<'_> {
         let begin = Instant::now();
         self.board.look_begins();
         self.registry.look();
+        if let Some(file) = &mut self.policy_file {
+            file.look();
+        }
         let mut found = Found {
             refusals: self.registry.refusals().len(),
             ..Found::default()
@@ -186,6 +211,8 @@ impl Agent<'_> {
         found.here.extend(full);
         let mut problems: BTreeSet<String> = self.registry.problems().map(str::to_owned).collect();
         problems.extend(self.registry.refusals().iter().map(refused));
+        let of_policies = self.policy_file.iter().flat_map(|file| &file.problems);
+        problems.extend(of_policies.cloned());
         problems.extend(found.here.iter().cloned());
         let metrics = &self.board.metrics;
         metrics.looks.inc();

@@ -7,6 +7,7 @@
 
 mod hops;
 mod pods;
+mod policed;
 mod tests_made;
 
 use std::net::IpAddr;
@@ -141,6 +142,7 @@ fn explain(arguments: &Arguments, config: &Config) -> anyhow::Result<Explanation
     let mut way = Way::new(&mut netlink, (&from, &to), cluster, &look);
     way.walk();
     let (mut hops, next_hop) = (way.hops, way.next_hop);
+    hops.extend(policed::hops(config, (&from, &to), arguments.port));
     let tests = tests_made::make(&from, &to, arguments.port);
     if let Some(tests) = tests.as_ref().filter(|tests| !tests.pass()) {
         hops.extend(tests_made::look_again(&mut netlink, &from, next_hop));

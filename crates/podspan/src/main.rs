@@ -29,7 +29,6 @@ mod observe;
 mod output;
 mod packet_filter;
 mod plan;
-#[allow(dead_code, reason = "its rooms are built one after the other")]
 mod policy;
 mod probe;
 mod refusal;
@@ -73,6 +72,13 @@ enum Command {
     Explain {
         #[command(flatten)]
         packet: explain::Arguments,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Say who may talk to whom: the policies, and what they come to for a pod of this node
+    Policy {
+        #[command(subcommand)]
+        command: policy::command::Command,
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -134,6 +140,9 @@ fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
         Command::Doctor(machine) => doctor::print_report(&machine.read()?, output),
         Command::Explain { packet, file } => {
             explain::run(&packet, &file.read(RoleName::Node)?, output)
+        }
+        Command::Policy { command, file } => {
+            policy::command::run(&command, &file.read(RoleName::Node)?, output)
         }
         Command::Cleanup(arguments) => cleanup::run(&arguments, output),
         Command::Add(arguments) => runtime::add(arguments, output),

@@ -18,9 +18,9 @@ use podspan_kernel::nft::{
     AddressRange, Base, Batch, Chain, Compare, CtState, Data, Element, Field, Hook, ListedRule,
     Nft, Rule, Set, Type, Value, Verdict, priority,
 };
-use podspan_kernel::{IfName, Prefix};
+use podspan_kernel::{IfName, Mac, Prefix};
 
-use super::{INET, Part, Plan, Wanted};
+use super::{HostPorts, INET, Part, Plan, Wanted, record};
 
 /// From a pod's address to the chain of what it sends.
 const EGRESS4: Set<'static> = Set::verdict_map(INET, "policy_egress4", &[Type::Ipv4]);
@@ -183,6 +183,40 @@ fn lay_part(batch: &mut Batch) {
     }
 }
 
+/// Gives an attachment chains that was made without, by the configuration of before: what ADD would have made. It must have
+/// none yet. That the host veth is there is to be seen behind the transaction, too: a DEL that came between knew of nothing
+/// to remove, and [`super::Filter::remove`] does it then. `attachment` is the host veth's alias.
+pub fn adopt(batch: &mut Batch, (veth, attachment): (&IfName, &str), subject: Subject) {
+    let wanted = Wanted {
+        record: veth.clone(),
+        owner: attachment.to_owned(),
+        link: Some(veth.clone()),
+        towards: None,
+        masquerade: Vec::new(),
+        ports: HostPorts::default(),
+        guard: None,
+        policy: Some(subject),
+    };
+    let plan = wanted.plan();
+    record::extend(batch, (&wanted, INET), &plan);
+    for chain in &plan.chains {
+        chain.create(batch);
+    }
+    for (set, element) in &plan.own {
+        batch.create_element(set, element);
+    }
+}
+
+/// The addresses that policy is about: also the one that the pod's link makes of its MAC address.
+pub fn with_link_local(ips: &[IpAddr], mac: Mac) -> Vec<IpAddr> {
+    let link_local = IpAddr::from(mac.link_local());
+    let mut all = ips.to_vec();
+    if !all.contains(&link_local) {
+        all.push(link_local);
+    }
+    all
+}
+
 /// A chain of an attachment's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OwnChain {
@@ -298,6 +332,13 @@ pub(super) fn elements_to(
         entries.extend(leads.map(|element| (map, element)));
     }
     Ok(entries)
+}
+
+/// The addresses that led to chains, each once, without link-local ones.
+pub(super) fn addresses(entries: &[super::Entry]) -> BTreeSet<IpAddr> {
+    let policed = entries.iter().filter(|(set, _)| SETS.contains(set));
+    let keys = policed.flat_map(|(_, element)| &element.key);
+    keys.filter_map(address).collect()
 }
 
 fn list(nft: &mut Nft, map: &Set<'_>) -> podspan_kernel::Result<Vec<Element>> {

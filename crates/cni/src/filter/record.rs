@@ -16,8 +16,8 @@ const LINK: &str = "link";
 const CHAIN: &str = "chain ";
 /// Between what stands in one comment.
 const SEPARATOR: &str = "; ";
-/// What a comment has room for, in bytes (`NFT_USERDATA_MAXLEN` less its head and the final NUL).
-const ROOM: usize = 253;
+/// What a comment of an element has room for, in bytes.
+const ROOM: usize = 251;
 /// A host veth's record has its name, which begins so.
 const HOST_VETH: &str = "pod";
 
@@ -38,13 +38,13 @@ pub(super) fn set<'a>(table: Table<'a>, name: &'a str) -> Set<'a> {
     Set::of(table, name, &[Type::Mark])
 }
 
+/// The number of the first element of what was added to a record later.
+const LATER: u32 = 1 << 31;
+
 /// Makes the records of an attachment, which must not be there yet.
 pub(super) fn create(batch: &mut Batch, wanted: &Wanted, plan: &Plan) {
     for table in TABLES {
-        let entries = plan.own.iter().filter(|(set, _)| set.table == table);
-        let mut texts: Vec<_> = entries.map(text).collect();
-        let chains = plan.chains.iter().filter(|_| table == INET);
-        texts.extend(chains.map(|chain| format!("{CHAIN}{}", chain.name)));
+        let mut texts = texts(table, plan);
         if texts.is_empty() {
             continue;
         }
@@ -53,10 +53,28 @@ pub(super) fn create(batch: &mut Batch, wanted: &Wanted, plan: &Plan) {
         }
         let record = set(table, wanted.record.as_str()).with_comment(wanted.attachment());
         batch.create_set(&record);
-        for (number, comment) in (0..).zip(join(texts)) {
-            let element = Element::new([Value::Mark(number)]).comment(comment);
-            batch.add_element(&record, &element);
-        }
+        write(batch, &record, (0, texts));
+    }
+}
+
+/// Adds to the record of an attachment in a table, whether it has one or not; once.
+pub(super) fn extend(batch: &mut Batch, (wanted, table): (&Wanted, Table<'_>), plan: &Plan) {
+    let record = set(table, wanted.record.as_str()).with_comment(wanted.attachment());
+    batch.add_set(&record);
+    write(batch, &record, (LATER, texts(table, plan)));
+}
+
+fn texts(table: Table<'_>, plan: &Plan) -> Vec<String> {
+    let entries = plan.own.iter().filter(|(set, _)| set.table == table);
+    let chains = plan.chains.iter().filter(|_| table == INET);
+    let chains = chains.map(|chain| format!("{CHAIN}{}", chain.name));
+    entries.map(text).chain(chains).collect()
+}
+
+fn write(batch: &mut Batch, record: &Set<'_>, (first, texts): (u32, Vec<String>)) {
+    for (number, comment) in (first..).zip(join(texts)) {
+        let element = Element::new([Value::Mark(number)]).comment(comment);
+        batch.add_element(record, &element);
     }
 }
 
@@ -157,12 +175,12 @@ mod tests {
         let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
         let of_joined = Record::read(INET, &name, &comments(&joined)).entries;
         assert_eq!(of_joined, record.entries);
-        let many = join(vec!["x".repeat(126); 3]);
+        let many = join(vec!["x".repeat(125); 3]);
         assert_eq!(
             many.iter().map(String::len).collect::<Vec<_>>(),
-            [126, 126, 126]
+            [125, 125, 125]
         );
-        assert_eq!(join(vec!["x".repeat(125); 3])[0].len(), 252);
+        assert_eq!(join(vec!["x".repeat(124); 3])[0].len(), 250);
 
         let strange = [
             "",

@@ -19,6 +19,10 @@ const ELEM_INTERVAL_END: u32 = 0x1;
 /// `NFTNL_UDATA_SET_ELEM_COMMENT`, which is `NFTNL_UDATA_RULE_COMMENT` too: where `nft` looks for a comment.
 pub(super) const UDATA_COMMENT: u8 = 0;
 
+/// The longest comment of an element, in bytes. The kernel counts what an element has besides its key in one byte: of a comment
+/// of 253 bytes it keeps nothing, and says nothing (`nft_set_ext_add_length`).
+const COMMENT_MAX: usize = 251;
+
 /// The attributes of a list of elements and of an element (`enum nft_set_elem_list_attributes`,
 /// `enum nft_set_elem_attributes`).
 mod attribute {
@@ -50,7 +54,7 @@ pub struct Element {
     pub last: Option<Vec<Value>>,
     /// What it leads to.
     pub data: Data,
-    /// Its owner's words about it, at most 253 bytes.
+    /// Its owner's words about it, at most 251 bytes.
     pub comment: Option<String>,
 }
 
@@ -135,7 +139,12 @@ impl Element {
             Data::Verdict(verdict) => verdict.encode(to, attribute::DATA),
         }
         if let Some(comment) = &self.comment {
-            encode_comment(to, attribute::USERDATA, comment);
+            // So long that the kernel refuses it.
+            let padding = match comment.len() > COMMENT_MAX {
+                true => " ".repeat(COMMENT_MAX),
+                false => String::new(),
+            };
+            encode_comment(to, attribute::USERDATA, &format!("{comment}{padding}"));
         }
     }
 }

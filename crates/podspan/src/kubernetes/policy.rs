@@ -23,13 +23,17 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::About;
-use super::client::Client;
+use super::client::{self, Client, Failure};
+use super::nodes;
+use super::object::NodeObject;
 use super::state::State;
-use super::watch::{Object, Objects, Place, Watch};
-use crate::policy::object::{Change, Kind, Labels};
+use super::watch::{Object, Objects, Pages, Place, Watch};
+use crate::config::KubernetesConfig;
+use crate::policy::object::{Change, Kind, Labels, Text};
 use cluster_policy::ClusterPolicyObject;
 use labels::{Shared, labels};
 use network_policy::NetworkPolicyObject;
@@ -251,6 +255,93 @@ impl<T: Read> Objects for Followed<'_, T> {
         }
         self.way.sink.send(Change::End(T::KIND)).await;
     }
+}
+
+/// All that there is now, for a command that looks once. What in the objects is not followed is not told here; the agent does.
+///
+/// # Errors
+/// No runtime, the API out of reach, no right to list a kind.
+pub fn read(config: &KubernetesConfig) -> anyhow::Result<Vec<Change>> {
+    super::runtime()?.block_on(async {
+        let client = client::connect(config).await?;
+        let mut changes = Vec::new();
+        let nodes = list::<NodeObject>(&client, &nodes::PLACE, Kind::Nodes).await?;
+        let nodes = nodes.into_iter().map(|object| {
+            let name = Text::from(object.metadata.name.as_str());
+            Change::Node(name, Some(object.for_policy()))
+        });
+        complete(&mut changes, Kind::Nodes, nodes);
+        read_kind::<NamespaceObject>(&client, &NAMESPACES, &mut changes).await?;
+        read_kind::<PodObject>(&client, &PODS, &mut changes).await?;
+        read_kind::<NetworkPolicyObject>(&client, &NETWORK_POLICIES, &mut changes).await?;
+        read_kind::<ClusterPolicyObject>(&client, &CLUSTER_POLICIES, &mut changes).await?;
+        Ok(changes)
+    })
+}
+
+async fn read_kind<T: Read>(
+    client: &Client,
+    place: &Place,
+    changes: &mut Vec<Change>,
+) -> Result<(), Failure> {
+    let objects = list::<T>(client, place, T::KIND).await?.into_iter();
+    complete(changes, T::KIND, objects.map(|object| object.read().0));
+    Ok(())
+}
+
+/// All objects of a kind; none of a kind that may be absent and is.
+async fn list<T: Object>(client: &Client, place: &Place, kind: Kind) -> Result<Vec<T>, Failure> {
+    let mut pages = Pages::<T>::new(client, place);
+    let mut all = Vec::new();
+    loop {
+        match pages.next().await {
+            Ok(Some(items)) => all.extend(items),
+            Ok(None) => return Ok(all),
+            Err(failure) if kind == Kind::ClusterPolicies && failure.is_not_found() => {
+                return Ok(Vec::new());
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+fn complete(changes: &mut Vec<Change>, kind: Kind, objects: impl Iterator<Item = Change>) {
+    changes.push(Change::Begin(kind));
+    changes.extend(objects);
+    changes.push(Change::End(kind));
+}
+
+/// One object of any kind, out of a file, and what in it is not followed.
+///
+/// # Errors
+/// No object of a kind that policy reads; why.
+pub fn read_object(value: Value) -> Result<(Change, Option<String>), String> {
+    let kind = value
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    match kind {
+        "Namespace" => read_as::<NamespaceObject>(value),
+        "Pod" => read_as::<PodObject>(value),
+        "NetworkPolicy" => read_as::<NetworkPolicyObject>(value),
+        "ClusterNetworkPolicy" => read_as::<ClusterPolicyObject>(value),
+        "Node" => {
+            let object = NodeObject::deserialize(value).map_err(|error| error.to_string())?;
+            let name = Text::from(object.metadata.name.as_str());
+            Ok((Change::Node(name, Some(object.for_policy())), None))
+        }
+        other => Err(format!(
+            "kind: {other:?} is not read; known are Namespace, Pod, Node, NetworkPolicy, ClusterNetworkPolicy"
+        )),
+    }
+}
+
+fn read_as<T: Read>(value: Value) -> Result<(Change, Option<String>), String> {
+    let object = T::deserialize(value).map_err(|error| error.to_string())?;
+    let (change, faults) = object.read();
+    let named = name(&change).map(|(kind, name)| format!("{kind} {name}"));
+    let faults = text(&named.unwrap_or_default(), &faults);
+    Ok((change, faults))
 }
 
 /// The kind in the API's word, and the name as people write it.

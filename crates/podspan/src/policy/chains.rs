@@ -34,7 +34,10 @@ pub fn attachments(nft: &mut Nft) -> podspan_kernel::Result<BTreeMap<Attachment,
 fn attached(chains: AttachedChains) -> Option<(Attachment, Attached)> {
     let pod = chains.pod?;
     let mut addresses = Addresses::default();
-    chains.addresses.into_iter().for_each(|ip| addresses.add(ip));
+    chains
+        .addresses
+        .into_iter()
+        .for_each(|ip| addresses.add(ip));
     let attached = Attached {
         pod: Key {
             namespace: pod.namespace.into(),

@@ -74,13 +74,18 @@ pub fn model(config: &Config) -> anyhow::Result<(Model, Vec<(Attachment, Attache
         bail!("a router has no pods; run it on a node");
     };
     let Some(policy) = &role.policy else {
-        bail!("policy is not enforced here; see policy in {}", config.file.display());
+        bail!(
+            "policy is not enforced here; see policy in {}",
+            config.file.display()
+        );
     };
     let mut model = Model::new(&role.name);
     for change in source::read(&config.registry, policy)? {
         model.take(change);
     }
-    let attachments: Vec<_> = chains::attachments(&mut Nft::open()?)?.into_iter().collect();
+    let attachments: Vec<_> = chains::attachments(&mut Nft::open()?)?
+        .into_iter()
+        .collect();
     for (name, attached) in &attachments {
         model.attached(name.clone(), attached.clone());
     }
@@ -101,13 +106,17 @@ fn show(
     };
     let found = attachments.iter().find(|(_, attached)| attached.pod == key);
     let Some((attachment, _)) = found else {
-        bail!("no pod {pod} is attached on this node: kubectl get pod --namespace {namespace} {name} -o wide");
+        bail!(
+            "no pod {pod} is attached on this node: kubectl get pod --namespace {namespace} {name} -o wide"
+        );
     };
     let lines = |direction| match model.verdict(attachment) {
         None | Some(Verdict::Unknown) => {
             vec!["the API does not know this pod yet".to_owned()]
         }
-        Some(Verdict::Known { ingress, egress, .. }) => {
+        Some(Verdict::Known {
+            ingress, egress, ..
+        }) => {
             let program = match direction {
                 Direction::Ingress => ingress,
                 Direction::Egress => egress,
@@ -156,7 +165,9 @@ fn table(rows: &[Row]) -> String {
         vec![
             row.policy.clone(),
             row.tier.clone().unwrap_or_default(),
-            row.priority.map(|priority| priority.to_string()).unwrap_or_default(),
+            row.priority
+                .map(|priority| priority.to_string())
+                .unwrap_or_default(),
             directions.to_owned(),
             row.pods_here.to_string(),
         ]
@@ -171,6 +182,10 @@ impl Shown {
             format!("{name}\n{}\n", lines.join("\n"))
         };
         let ingress = part("ingress", &self.ingress);
-        format!("{}\n\n{ingress}\n{}", self.pod, part("egress", &self.egress))
+        format!(
+            "{}\n\n{ingress}\n{}",
+            self.pod,
+            part("egress", &self.egress)
+        )
     }
 }

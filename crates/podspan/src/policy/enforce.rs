@@ -83,7 +83,10 @@ pub fn start(
         let thread = thread.spawn(work).map(drop);
         thread.context("start a thread for policy")
     };
-    spawn("policy-events", Box::new(move || listen(monitor, &look, &wake)))?;
+    spawn(
+        "policy-events",
+        Box::new(move || listen(monitor, &look, &wake)),
+    )?;
     spawn("policy", Box::new(move || enforcer.run(&woken)))
 }
 
@@ -126,7 +129,11 @@ impl Enforcer {
         let mut next_look = Instant::now();
         loop {
             let now = Instant::now();
-            let until = [Some(next_look), self.end_at, self.failed.map(|at| at + AGAIN)];
+            let until = [
+                Some(next_look),
+                self.end_at,
+                self.failed.map(|at| at + AGAIN),
+            ];
             let until = until.into_iter().flatten().min().unwrap_or(now);
             let waited = woken.recv_timeout(until.saturating_duration_since(now));
             if waited == Err(RecvTimeoutError::Disconnected) {

@@ -252,7 +252,7 @@ impl Model {
         let now = self.policies.of_namespace(key);
         let concerned = self.attachments.of_namespace(&key.namespace);
         let concerned = concerned.filter(|name| {
-            self.subject(name).is_some_and(|subject| {
+            self.subject(name).is_none_or(|subject| {
                 let mut either = before.iter().chain(now);
                 either.any(|policy| policy.selects(&subject))
             })
@@ -267,7 +267,7 @@ impl Model {
             .put_of_cluster(name, policy.as_ref(), &mut self.interner);
         let now = self.policies.of_cluster(name);
         let concerned = self.attachments.entries.keys().filter(|name| {
-            self.subject(name).is_some_and(|subject| {
+            self.subject(name).is_none_or(|subject| {
                 let mut either = before.iter().chain(now);
                 either.any(|policy| policy.selects(&subject))
             })
@@ -347,8 +347,15 @@ impl Model {
         let Some(entry) = self.attachments.entries.get_mut(name) else {
             return;
         };
+        let namespace = &entry.attached.pod.namespace;
         let verdict = match subject(&entry.attached, &self.cluster, &self.node) {
-            None => Verdict::Unknown,
+            None if self.policies.may_be_about(namespace) => Verdict::Unknown,
+            // Whoever it is: no policy can be about it.
+            None => Verdict::Known {
+                pod: entry.attached.pod.clone(),
+                ingress: None,
+                egress: None,
+            },
             Some(subject) => {
                 let mut run = |direction| {
                     let mut number = |meaning: &Arc<_>| self.sets.number(meaning, &self.cluster);

@@ -54,18 +54,6 @@ struct Other<'a> {
 }
 
 impl Cluster {
-    /// Gives every pod of the pod network the addresses that it says it has.
-    pub fn believe_pods(&mut self) {
-        self.owners.clear();
-        for (key, pod) in &self.pods {
-            if !pod.host_network {
-                let addresses = pod.addresses.iter();
-                self.owners
-                    .extend(addresses.map(|address| (address, key.clone())));
-            }
-        }
-    }
-
     /// True for each side that lets the packet pass: the sender, the receiver. None for a side that is no pod, or not subject.
     pub fn judge(
         &self,

@@ -117,7 +117,7 @@ pub type Attachment = Text;
 /// What is known of an attachment's pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The API does not know the pod yet: what `when_unknown` says.
+    /// The API does not know the pod yet, and policies can be about it: what `when_unknown` says.
     Unknown,
     /// Its programs; none of a direction in which everything passes.
     Known {

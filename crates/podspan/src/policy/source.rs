@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::object::{Change, Kind};
-use crate::config::{PolicyRole, RegistryConfig};
+use crate::config::{PolicyRole, RegistryConfig, Role};
 use crate::kubernetes::policy::{self, Sink};
 
 const KINDS: [Kind; 5] = [
@@ -45,6 +45,21 @@ pub struct PolicyFile {
 }
 
 impl PolicyFile {
+    /// Where the role reads policies from a file, what takes the sink and reads it; else the sink is for the API.
+    pub fn of(role: &Role, sink: Option<Sink>) -> (Option<Sink>, Option<Self>) {
+        let file = match role {
+            Role::Node(node) => node
+                .policy
+                .as_ref()
+                .and_then(|policy| policy.file.as_deref()),
+            Role::Router => None,
+        };
+        match (file, sink) {
+            (Some(file), Some(sink)) => (None, Some(Self::new(file, sink))),
+            (_, sink) => (sink, None),
+        }
+    }
+
     /// Of that file, which is not looked at yet; what is new goes there.
     pub fn new(path: &Path, sink: Sink) -> Self {
         Self {
@@ -91,8 +106,12 @@ struct List {
 /// The objects of the file, all kinds complete, and what in them is not followed.
 fn parse(file: &Path, content: &str) -> anyhow::Result<(Vec<Change>, Vec<String>)> {
     let named = || file.display().to_string();
-    let list: List = serde_json::from_str(content)
-        .with_context(|| format!("{}: must be a List as kubectl get -o json prints it", named()))?;
+    let list: List = serde_json::from_str(content).with_context(|| {
+        format!(
+            "{}: must be a List as kubectl get -o json prints it",
+            named()
+        )
+    })?;
     let mut changes: Vec<Change> = KINDS.map(Change::Begin).into();
     let mut problems = Vec::new();
     for (number, item) in list.items.into_iter().enumerate() {
@@ -141,7 +160,11 @@ mod tests {
 
         std::fs::write(&path, "{").unwrap();
         file.look();
-        assert!(file.problems[0].contains("must be a List"), "{:?}", file.problems);
+        assert!(
+            file.problems[0].contains("must be a List"),
+            "{:?}",
+            file.problems
+        );
         assert_eq!(changes.try_iter().count(), 0);
     }
 }

@@ -75,7 +75,11 @@ pub fn judged(direction: Direction, judged: &Judged, port: Option<(Protocol, u16
     match &judged.decision {
         Decision::Open => format!("{direction} of {pod}: no policy is about it"),
         Decision::Met { accepted, origin } => {
-            let does = if *accepted { "lets it through" } else { "drops it" };
+            let does = if *accepted {
+                "lets it through"
+            } else {
+                "drops it"
+            };
             format!("{direction} of {pod}: {origin} {does}")
         }
         Decision::Isolated(policies) => {
@@ -136,11 +140,13 @@ fn describe<'a>(
     let ports = match &step.ports {
         Ports::Any => String::new(),
         Ports::Of(ranges) => {
-            let ranges = ranges.iter().map(|(protocol, first, last)| match (first, last) {
-                (0, &u16::MAX) => protocol.to_string(),
-                _ if first == last => format!("{protocol} {first}"),
-                _ => format!("{protocol} {first}-{last}"),
-            });
+            let ranges = ranges
+                .iter()
+                .map(|(protocol, first, last)| match (first, last) {
+                    (0, &u16::MAX) => protocol.to_string(),
+                    _ if first == last => format!("{protocol} {first}"),
+                    _ => format!("{protocol} {first}-{last}"),
+                });
             format!(" on {}", ranges.collect::<Vec<_>>().join(", "))
         }
     };

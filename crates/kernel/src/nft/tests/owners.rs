@@ -189,3 +189,35 @@ fn a_comment_of_the_longest_name_fits() {
     let shown = super::nft("-j list table inet podspan", "");
     assert!(shown.contains("of_b"), "nft still reads it: {shown}");
 }
+
+#[test]
+fn comments_of_every_length_are_read_as_they_were_written() {
+    let _ns = TestNs::new();
+    let set = Set::of(INET, "record", &[Type::Mark]);
+    let mut batch = Batch::new();
+    batch.add_table(INET);
+    batch.add_set(&set);
+    let element = |length: u32| {
+        let comment = "c".repeat(usize::try_from(length).unwrap());
+        Element::new([Value::Mark(length)]).comment(comment)
+    };
+    for length in 1..=251 {
+        batch.add_element(&set, &element(length));
+    }
+    commit(batch).unwrap();
+    let mut nft = Nft::open().unwrap();
+    let mut wrong = Vec::new();
+    for length in 1..=251 {
+        let found = nft.find_element(&set, &Element::new([Value::Mark(length)]));
+        if found.unwrap() != Some(element(length)) {
+            wrong.push(length);
+        }
+    }
+    assert_eq!(wrong, Vec::<u32>::new());
+    assert_eq!(nft.list_elements(&set).unwrap().len(), 251);
+    for length in 252..=256 {
+        let mut batch = Batch::new();
+        batch.add_element(&set, &element(length));
+        assert!(commit(batch).is_err(), "{length} is neither cut nor lost");
+    }
+}

@@ -422,7 +422,7 @@ fn who_takes_nothing_makes_the_pods_wait_and_nobody_else() {
     let is_node = |change: &&Change| matches!(change, Change::Node(..));
     assert_eq!(there.iter().filter(is_node).count(), 1000);
     let others = there.len() - 1000;
-    assert!(others >= WAITING && others < PODS_THERE, "{others}");
+    assert!((WAITING..PODS_THERE).contains(&others), "{others}");
     there.into_iter().for_each(|change| taker.take(change));
     taker.until_synced();
     assert_eq!(taker.objects.len(), 1000 + 3 + PODS_THERE);

@@ -19,14 +19,6 @@ pub struct Judgement {
     pub ingress: Option<Judged>,
 }
 
-impl Judgement {
-    /// True when nobody denies it.
-    pub fn accepts(&self) -> bool {
-        let both = self.egress.iter().chain(&self.ingress);
-        both.into_iter().all(|judged| judged.decision.accepts())
-    }
-}
-
 /// What one pod's policy says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
@@ -64,8 +56,8 @@ impl Model {
     pub fn judge(&self, from: IpAddr, to: IpAddr, port: Option<(Protocol, u16)>) -> Judgement {
         let (sender, receiver) = (self.cluster.owner(from), self.cluster.owner(to));
         Judgement {
-            egress: self.one_way(Direction::Egress, &sender, &receiver, port),
-            ingress: self.one_way(Direction::Ingress, &receiver, &sender, port),
+            egress: self.one_way(Direction::Egress, (&sender, &receiver), port),
+            ingress: self.one_way(Direction::Ingress, (&receiver, &sender), port),
         }
     }
 
@@ -104,8 +96,7 @@ impl Model {
     fn one_way(
         &self,
         direction: Direction,
-        own: &Owner<'_>,
-        peer: &Owner<'_>,
+        (own, peer): (&Owner<'_>, &Owner<'_>),
         port: Option<(Protocol, u16)>,
     ) -> Option<Judged> {
         let (pod, labels) = own.pod?;
@@ -119,7 +110,7 @@ impl Model {
         };
         Some(Judged {
             pod: pod.key.clone(),
-            decision: self.decide(&subject, direction, peer, port),
+            decision: self.decide((&subject, peer), direction, port),
         })
     }
 
@@ -131,9 +122,8 @@ impl Model {
     /// Sets have nobody in them but the peer, where it belongs to them: nothing else is asked.
     fn decide(
         &self,
-        subject: &Subject<'_>,
+        (subject, peer): (&Subject<'_>, &Owner<'_>),
         direction: Direction,
-        peer: &Owner<'_>,
         port: Option<(Protocol, u16)>,
     ) -> Decision {
         let mut sets: Vec<Members> = Vec::new();

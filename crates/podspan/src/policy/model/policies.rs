@@ -81,6 +81,11 @@ impl Policies {
         before
     }
 
+    /// True where some policy can be about a pod of the namespace, whatever its labels.
+    pub(super) fn may_be_about(&self, namespace: &str) -> bool {
+        !self.of_cluster.is_empty() || self.of_namespaces.contains_key(namespace)
+    }
+
     pub(super) fn of_namespace(&self, key: &Key) -> Option<&OfNamespace> {
         self.of_namespaces.get(&key.namespace)?.get(&key.name)
     }

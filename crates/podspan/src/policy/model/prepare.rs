@@ -73,8 +73,7 @@ impl OfNamespace {
                 let (side, ports) = of_rule(rule, &key.namespace, interner);
                 lay(
                     direction,
-                    side,
-                    ports,
+                    (side, ports),
                     (Action::Accept, origin),
                     &mut drafts,
                 );
@@ -104,7 +103,7 @@ impl OfCluster {
             for (place, rule) in rules.iter().enumerate() {
                 let origin = Origin::ClusterRule(policy.name.clone(), place, rule.name.clone());
                 if let Some((side, ports, action)) = of_cluster_rule(rule, interner) {
-                    lay(direction, side, ports, (action, origin), &mut drafts);
+                    lay(direction, (side, ports), (action, origin), &mut drafts);
                 }
             }
             drafts
@@ -228,8 +227,7 @@ fn of_ports(ports: &[Port], interner: &mut Interner) -> Wanted {
 /// What a rule says, as steps that do not ask for one another.
 fn lay(
     direction: Direction,
-    side: Side,
-    ports: Wanted,
+    (side, ports): (Side, Wanted),
     (action, origin): (Action, Origin),
     drafts: &mut Vec<Draft>,
 ) {
