@@ -7,7 +7,11 @@ use serde_json::{Value, json};
 use super::super::server::Server;
 use super::super::{Follower, News};
 use super::*;
+use crate::config::KubernetesConfig;
 use crate::events;
+
+mod memory;
+mod real;
 
 const NODES: &str = "/api/v1/nodes";
 const KINDS: [Kind; 5] = [
@@ -47,10 +51,14 @@ struct Taker {
 
 impl Taker {
     fn follow(server: &Server) -> Self {
+        Self::of(&server.config())
+    }
+
+    fn of(config: &KubernetesConfig) -> Self {
         let (events, receiver) = std::sync::mpsc::sync_channel(16);
         let (mut sink, changes) = channel(|| {});
         sink.absent = Duration::from_millis(100);
-        let follower = super::super::follow(&server.config(), &events, Some(sink)).unwrap();
+        let follower = super::super::follow(config, &events, Some(sink)).unwrap();
         Self {
             changes,
             follower,
