@@ -65,6 +65,7 @@ test-runtimes: debian-packages-runtimes build
 E2E := --api-outage 20
 e2e: debian-packages-e2e image kubernetes
 	$(CARGO) test --locked -p podspan --test kubernetes
+	$(CARGO) test --locked -p podspan --bin podspan kubernetes::policy::tests::real -- --ignored
 	tests/e2e/run $(E2E)
 
 # Kubernetes's programs, out of its own Go modules: one executable under six names, which is one to link. Six minutes of two

@@ -1,4 +1,4 @@
-//! One pod of the API, asked for by name when a person names it. The agent never asks for pods.
+//! One pod of the API, asked for by name when a person names it.
 
 use std::net::IpAddr;
 

@@ -96,6 +96,14 @@ impl Plane {
         let everywhere = [
             rule("", "nodes", &["get", "list", "watch", "patch"]),
             rule("", "nodes/status", &["patch"]),
+            rule("", "pods", &["list", "watch"]),
+            rule("", "namespaces", &["list", "watch"]),
+            rule("networking.k8s.io", "networkpolicies", &["list", "watch"]),
+            rule(
+                "policy.networking.k8s.io",
+                "clusternetworkpolicies",
+                &["list", "watch"],
+            ),
         ];
         let events = [rule("events.k8s.io", "events", &["create"])];
         let leases = [rule(
