@@ -438,7 +438,12 @@ impl Filter {
     pub fn wait_until_open(&mut self, record: &IfName, wait: Duration) -> Result<bool, Error> {
         let (names, begin) = (policy::chains(record), Instant::now());
         let mut pause = FIRST_PAUSE;
-        while policy::is_closed(&mut self.nft, &names)? {
+        let mut is_closed = || match policy::is_closed(&mut self.nft, &names) {
+            // Others change the packet filter so often that no look at it was a whole one.
+            Err(error) if error.errno() == Errno::INTR => Ok(true),
+            outcome => outcome,
+        };
+        while is_closed()? {
             let left = wait.saturating_sub(begin.elapsed());
             if left.is_zero() {
                 return Ok(false);

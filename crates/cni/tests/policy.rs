@@ -10,7 +10,7 @@
 
 mod harness;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -113,7 +113,13 @@ fn at(ip: &str, port: u16) -> SocketAddr {
 
 /// A socket on all addresses of the pod, or here.
 fn bind(pod: Option<&Pod>, port: u16) -> UdpSocket {
-    let bind = || UdpSocket::bind(("::", port)).unwrap();
+    let bind = || loop {
+        match UdpSocket::bind(("::", port)) {
+            // A process that another test starts has our sockets until its exec.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => std::thread::yield_now(),
+            bound => break bound.unwrap(),
+        }
+    };
     let socket = match pod {
         Some(pod) => pod.run(bind),
         None => bind(),
@@ -647,7 +653,8 @@ fn chatter(pod: &Pod, targets: &[SocketAddr], over: &AtomicBool) -> u64 {
                 // There is no route before there is an address.
                 sent += u64::from(socket.send_to(b"x", target).is_ok());
             }
-            std::thread::yield_now();
+            // Room for the others on a machine of two cores.
+            std::thread::sleep(Duration::from_micros(50));
         }
         sent
     })
