@@ -490,14 +490,15 @@ impl Filter {
 
     /// What was allowed to the pod that had an address is not to who has it next.
     fn forget_policed(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        for ip in policy::addresses(entries) {
-            match self.conntrack()?.forget(ip) {
-                // It follows connections and does not tell of them (CONFIG_NF_CT_NETLINK): they end by themselves.
-                Err(error) if has_no_nftables(&error) => return Ok(()),
-                outcome => outcome?,
-            }
+        let ips = policy::addresses(entries);
+        if ips.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match self.conntrack()?.forget(&ips) {
+            // It follows connections and does not tell of them (CONFIG_NF_CT_NETLINK): they end by themselves.
+            Err(error) if has_no_nftables(&error) => Ok(()),
+            outcome => Ok(outcome?),
+        }
     }
 
     fn conntrack(&mut self) -> Result<&mut Conntrack, Error> {
