@@ -438,7 +438,12 @@ impl Filter {
     pub fn wait_until_open(&mut self, record: &IfName, wait: Duration) -> Result<bool, Error> {
         let (names, begin) = (policy::chains(record), Instant::now());
         let mut pause = FIRST_PAUSE;
-        while policy::is_closed(&mut self.nft, &names)? {
+        let mut is_closed = || match policy::is_closed(&mut self.nft, &names) {
+            // Others change the packet filter so often that no look at it was a whole one.
+            Err(error) if error.errno() == Errno::INTR => Ok(true),
+            outcome => outcome,
+        };
+        while is_closed()? {
             let left = wait.saturating_sub(begin.elapsed());
             if left.is_zero() {
                 return Ok(false);
@@ -485,14 +490,15 @@ impl Filter {
 
     /// What was allowed to the pod that had an address is not to who has it next.
     fn forget_policed(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        for ip in policy::addresses(entries) {
-            match self.conntrack()?.forget(ip) {
-                // It follows connections and does not tell of them (CONFIG_NF_CT_NETLINK): they end by themselves.
-                Err(error) if has_no_nftables(&error) => return Ok(()),
-                outcome => outcome?,
-            }
+        let ips = policy::addresses(entries);
+        if ips.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match self.conntrack()?.forget(&ips) {
+            // It follows connections and does not tell of them (CONFIG_NF_CT_NETLINK): they end by themselves.
+            Err(error) if has_no_nftables(&error) => Ok(()),
+            outcome => Ok(outcome?),
+        }
     }
 
     fn conntrack(&mut self) -> Result<&mut Conntrack, Error> {

@@ -10,7 +10,7 @@
 
 mod harness;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -113,7 +113,13 @@ fn at(ip: &str, port: u16) -> SocketAddr {
 
 /// A socket on all addresses of the pod, or here.
 fn bind(pod: Option<&Pod>, port: u16) -> UdpSocket {
-    let bind = || UdpSocket::bind(("::", port)).unwrap();
+    let bind = || loop {
+        match UdpSocket::bind(("::", port)) {
+            // A process that another test starts has our sockets until its exec.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => std::thread::yield_now(),
+            bound => break bound.unwrap(),
+        }
+    };
     let socket = match pod {
         Some(pod) => pod.run(bind),
         None => bind(),
@@ -641,13 +647,21 @@ fn chatter(pod: &Pod, targets: &[SocketAddr], over: &AtomicBool) -> u64 {
             UdpSocket::bind("[::]:0").unwrap(),
         ];
         let mut sent = 0;
+        let mut impatient = false;
         while !over.load(Relaxed) {
+            // Who asks for a neighbour before the port forwards asks again a second later, and would send nothing meanwhile.
+            impatient = impatient
+                || ["ipv4", "ipv6"].iter().all(|family| {
+                    let key = format!("/proc/sys/net/{family}/neigh/eth0/retrans_time_ms");
+                    std::fs::write(key, "1").is_ok()
+                });
             for target in targets {
                 let socket = &sockets[usize::from(target.is_ipv6())];
                 // There is no route before there is an address.
                 sent += u64::from(socket.send_to(b"x", target).is_ok());
             }
-            std::thread::yield_now();
+            // Room for the others on a machine of two cores.
+            std::thread::sleep(Duration::from_micros(50));
         }
         sent
     })
@@ -672,8 +686,9 @@ fn a_pod_that_sends_from_its_first_instruction_reaches_nobody_before_it_is_known
     }
     let targets: Vec<_> = [A, OUTSIDE].concat().iter().map(|ip| at(ip, 7)).collect();
     let mut total = 0;
+    // Namespaces take longer to come and go than all the rest.
+    let pod = Pod::new();
     for number in 0..times {
-        let pod = Pod::new();
         let over = AtomicBool::new(false);
         let sent = std::thread::scope(|scope| {
             let chatter = scope.spawn(|| chatter(&pod, &targets, &over));

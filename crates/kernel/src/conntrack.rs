@@ -22,8 +22,6 @@ const DELETE: u16 = SUBSYSTEM << 8 | 2;
 /// `CTA_FILTER_F_CTA_PROTO_NUM | CTA_FILTER_F_CTA_PROTO_DST_PORT` (net/netfilter/nf_internals.h): what of the tuple in a
 /// question counts.
 const FILTER_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
-/// `CTA_FILTER_F_CTA_IP_SRC`.
-const FILTER_SOURCE: u32 = 1;
 
 /// The attributes of a connection (`enum ctattr_type`) and of what is in them.
 mod attribute {
@@ -34,8 +32,6 @@ mod attribute {
     pub(super) const FILTER: u16 = 25;
     /// `CTA_FILTER_ORIG_FLAGS`.
     pub(super) const FILTER_ORIG_FLAGS: u16 = 1;
-    /// `CTA_FILTER_REPLY_FLAGS`.
-    pub(super) const FILTER_REPLY_FLAGS: u16 = 2;
     /// `CTA_TUPLE_IP`.
     pub(super) const IP: u16 = 1;
     /// `CTA_TUPLE_PROTO`.
@@ -167,56 +163,35 @@ impl Conntrack {
 }
 
 impl Conntrack {
-    /// Forgets all connections that begin at the address or are answered by it, of all protocols and zones; that there are
-    /// none is fine.
+    /// Forgets all connections that begin at one of the addresses or are answered by one, of all protocols and zones; that
+    /// there are none is fine.
+    ///
+    /// One walk over all connections: the kernel's table has so many rows that a walk costs ten milliseconds however few
+    /// there are, and of IPv6 it chooses just those that it should not (`ctnetlink_filter_match_tuple`, seen with 6.18).
     ///
     /// # Errors
     /// What the kernel answered; EINVAL from one that follows no connections.
-    pub fn forget(&mut self, ip: IpAddr) -> Result<()> {
-        let family = match ip {
-            IpAddr::V4(_) => rustix::net::AddressFamily::INET,
-            IpAddr::V6(_) => rustix::net::AddressFamily::INET6,
-        };
-        for (tuple, flags) in [
-            (attribute::TUPLE_ORIG, attribute::FILTER_ORIG_FLAGS),
-            (attribute::TUPLE_REPLY, attribute::FILTER_REPLY_FLAGS),
-        ] {
-            let mut found: Vec<Known> = Vec::new();
-            let question = |to: &mut Encoder| {
-                // Of IPv6 a kernel chooses those that it should not (`ctnetlink_filter_match_tuple`, seen with 6.18).
-                let IpAddr::V4(ip) = ip else { return };
-                to.nest(tuple, |to| {
-                    to.nest(attribute::IP, |to| {
-                        to.bytes_attribute(attribute::IP_V4[0], &ip.octets());
-                    });
-                });
-                to.nest(attribute::FILTER, |to| {
-                    to.bytes_attribute(flags, &FILTER_SOURCE.to_ne_bytes());
-                });
-            };
-            let listed = self.link.dump(
-                header(GET, NLM_F_DUMP, family),
-                question,
-                |part| match part {
-                    None => found.clear(),
-                    // Who cannot choose lists all.
-                    Some(all) if source(all, tuple) == Some(ip) => found.extend(Known::read(all)),
-                    Some(_) => {}
-                },
+    pub fn forget(&mut self, ips: &[IpAddr]) -> Result<()> {
+        let mut found: Vec<Known> = Vec::new();
+        let all_families = rustix::net::AddressFamily::UNSPEC;
+        let listed = self.link.dump(
+            header(GET, NLM_F_DUMP, all_families),
+            |_| {},
+            |part| match part {
+                None => found.clear(),
+                Some(attributes) => found.extend(Known::read(attributes, ips)),
+            },
+        );
+        listed.map_err(|refusal| refusal.into_error("list connections".into()))?;
+        for known in found {
+            let asked = self.link.ask(
+                header(DELETE, NLM_F_ACK, known.family),
+                |to| known.encode(to),
+                |_| {},
             );
-            listed.map_err(|refusal| refusal.into_error(format!("list connections of {ip}")))?;
-            for known in found {
-                let asked = self.link.ask(
-                    header(DELETE, NLM_F_ACK, family),
-                    |to| known.encode(to),
-                    |_| {},
-                );
-                match asked
-                    .map_err(|refusal| refusal.into_error(format!("remove connection of {ip}")))
-                {
-                    Err(error) if !error.is_not_found() => return Err(error),
-                    _ => {}
-                }
+            match asked.map_err(|refusal| refusal.into_error("remove a connection".into())) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
             }
         }
         Ok(())
@@ -225,14 +200,23 @@ impl Conntrack {
 
 /// A connection in the kernel's own words.
 struct Known {
+    family: rustix::net::AddressFamily,
     tuple: Vec<u8>,
     id: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
 
 impl Known {
-    fn read(attributes: Attributes<'_>) -> Option<Self> {
+    /// None for one that neither begins at one of the addresses nor is answered by one.
+    fn read(attributes: Attributes<'_>, ips: &[IpAddr]) -> Option<Self> {
+        let tuples = [attribute::TUPLE_ORIG, attribute::TUPLE_REPLY];
+        let mut sources = tuples.iter().filter_map(|tuple| source(attributes, *tuple));
+        let ip = sources.find(|ip| ips.contains(ip))?;
         Some(Self {
+            family: match ip {
+                IpAddr::V4(_) => rustix::net::AddressFamily::INET,
+                IpAddr::V6(_) => rustix::net::AddressFamily::INET6,
+            },
             tuple: attributes.find(attribute::TUPLE_ORIG)?.to_vec(),
             id: attributes.find(attribute::ID)?.to_vec(),
             zone: attributes.find(attribute::ZONE).map(<[u8]>::to_vec),
@@ -404,7 +388,7 @@ mod tests {
         let count = |conntrack: &mut Conntrack| conntrack.list(UDP, 53).unwrap().len();
         assert_eq!(count(&mut conntrack), 4);
         for _ in 0..2 {
-            conntrack.forget("127.0.0.2".parse().unwrap()).unwrap();
+            conntrack.forget(&["127.0.0.2".parse().unwrap()]).unwrap();
             let left = conntrack.list(UDP, 53).unwrap();
             let ends: Vec<_> = left
                 .iter()
@@ -413,7 +397,8 @@ mod tests {
             let four = ("127.0.0.1".to_owned(), "127.0.0.3:53".to_owned());
             assert_eq!(ends, [four, ("::1".to_owned(), "[::1]:53".to_owned())]);
         }
-        conntrack.forget("::1".parse().unwrap()).unwrap();
+        let both = ["::1", "127.0.0.9"].map(|ip| ip.parse().unwrap());
+        conntrack.forget(&both).unwrap();
         assert_eq!(count(&mut conntrack), 1);
     }
 }

@@ -335,10 +335,11 @@ pub(super) fn elements_to(
 }
 
 /// The addresses that led to chains, each once, without link-local ones.
-pub(super) fn addresses(entries: &[super::Entry]) -> BTreeSet<IpAddr> {
+pub(super) fn addresses(entries: &[super::Entry]) -> Vec<IpAddr> {
     let policed = entries.iter().filter(|(set, _)| SETS.contains(set));
     let keys = policed.flat_map(|(_, element)| &element.key);
-    keys.filter_map(address).collect()
+    let each: BTreeSet<IpAddr> = keys.filter_map(address).collect();
+    each.into_iter().collect()
 }
 
 fn list(nft: &mut Nft, map: &Set<'_>) -> podspan_kernel::Result<Vec<Element>> {
