@@ -49,6 +49,10 @@ masquerade = {{ toJson .Values.masquerade }}
 non_masquerade_cidrs = {{ toJson . }}
 {{- end }}
 bridge_netfilter = {{ toJson .Values.bridgeNetfilter }}
+policy = {{ toJson .Values.policy.enabled }}
+policy_when_unknown = {{ toJson .Values.policy.whenUnknown }}
+policy_wait_milliseconds = {{ int .Values.policy.waitMilliseconds }}
+policy_keeps_connections = {{ toJson .Values.policy.keepConnections }}
 network = {{ toJson .Values.network }}
 bridge = {{ toJson .Values.bridge }}
 {{- with .Values.dataDir }}

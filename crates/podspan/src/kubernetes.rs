@@ -14,7 +14,6 @@ mod client;
 mod nodes;
 pub mod object;
 pub mod pod;
-#[allow(dead_code, reason = "the interface between watch and policy")]
 pub mod policy;
 mod report;
 #[cfg(test)]

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -91,10 +91,11 @@ impl Changes {
     }
 
     /// The next one, waiting for it no longer than that.
-    ///
-    /// # Errors
-    /// None came, or none can come any longer.
-    pub fn recv_timeout(&self, timeout: Duration) -> Result<Change, RecvTimeoutError> {
+    #[cfg(test)]
+    pub fn recv_timeout(
+        &self,
+        timeout: Duration,
+    ) -> Result<Change, std::sync::mpsc::RecvTimeoutError> {
         self.0.recv_timeout(timeout).map(|sent| sent.change)
     }
 }
