@@ -99,7 +99,7 @@ fn start_policy(role: &Role, board: &Arc<Board>) -> anyhow::Result<Option<Sink>>
     let (wake, woken) = enforce::Wake::new();
     let up = wake.clone();
     let (sink, changes) = kubernetes::policy::channel(move || up.up());
-    enforce::start((&node.name, policy.clone()), board, changes, (wake, woken))?;
+    enforce::start((node, policy.clone()), board, changes, (wake, woken))?;
     Ok(Some(sink))
 }
 

@@ -8,6 +8,7 @@
 //! What would surprise: policy is no concern of the agent's loop, which looks at everything five times a second at the most. It has
 //! a thread of its own, because a label that changes must be in force within some milliseconds.
 
+mod adopt;
 mod chains;
 pub mod command;
 mod connections;

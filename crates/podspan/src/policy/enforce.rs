@@ -10,6 +10,7 @@
 //! an address of this machine is ended.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -20,6 +21,7 @@ use anyhow::Context as _;
 use podspan_cni::filter::INET;
 use podspan_kernel::nft::{News, NftMonitor};
 
+use super::adopt;
 use super::chains::{self, MAPS};
 use super::connections;
 use super::dataplane::Dataplane;
@@ -27,7 +29,7 @@ use super::model::Model;
 use super::object::Attached;
 use super::program::{Attachment, Verdict};
 use crate::board::Board;
-use crate::config::PolicyRole;
+use crate::config::{NodeRole, PolicyRole};
 use crate::kubernetes::policy::Changes;
 
 /// Looks at the attachments at the latest after this time, whatever the kernel said.
@@ -59,7 +61,7 @@ impl Wake {
 /// # Errors
 /// No thread, no socket.
 pub fn start(
-    (node, role): (&str, PolicyRole),
+    (node, role): (&NodeRole, PolicyRole),
     board: &Arc<Board>,
     changes: Changes,
     (wake, woken): (Wake, Receiver<()>),
@@ -67,15 +69,18 @@ pub fn start(
     let monitor = NftMonitor::open()?;
     let look = Arc::new(AtomicBool::new(true));
     let mut enforcer = Enforcer {
-        model: Model::new(node),
+        model: Model::new(&node.name),
         dataplane: Dataplane::open(role.when_unknown_open)?,
         role,
+        data_dir: node.data_dir.clone(),
+        adopt: true,
         changes,
         attachments: BTreeMap::new(),
         look: Arc::clone(&look),
         failed: None,
         end_at: None,
         problem: None,
+        strangers: None,
         board: Arc::clone(board),
     };
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -111,6 +116,10 @@ struct Enforcer {
     model: Model,
     role: PolicyRole,
     dataplane: Dataplane,
+    /// Where the plugin keeps addresses.
+    data_dir: PathBuf,
+    /// There may be pods without chains.
+    adopt: bool,
     changes: Changes,
     attachments: BTreeMap<Attachment, Attached>,
     /// The attachments must be looked at.
@@ -121,6 +130,8 @@ struct Enforcer {
     end_at: Option<Instant>,
     /// What failed, as it hangs on the board.
     problem: Option<String>,
+    /// The pods that cannot be adopted, as they hang there.
+    strangers: Option<String>,
     board: Arc<Board>,
 }
 
@@ -144,6 +155,7 @@ impl Enforcer {
             }
             let now = Instant::now();
             if now >= next_look {
+                self.adopt = true;
                 self.look.store(true, Ordering::Release);
                 next_look = now + PERIOD;
             }
@@ -160,6 +172,10 @@ impl Enforcer {
         // Before the look: what comes meanwhile is looked at again.
         if self.look.swap(false, Ordering::AcqRel) {
             self.see_attachments()?;
+        }
+        if self.adopt && self.model.is_synced() {
+            self.adopt = false;
+            self.adopt();
         }
         if self.failed.take().is_some() {
             self.model.anew();
@@ -203,6 +219,21 @@ impl Enforcer {
         let unknown = self.attachments.keys().filter(unknown).count();
         let all = self.attachments.len();
         self.board.metrics.policy.set_pods(all - unknown, unknown);
+    }
+
+    /// What fails is tried again with the next look of the period; what is enforced already is not held up by it.
+    fn adopt(&mut self) {
+        let nft = self.dataplane.nft();
+        let adopted = adopt::adopt(nft, &self.model, &self.attachments, &self.data_dir);
+        let told = adopted.unwrap_or_else(|error| Some(format!("policy: {error:#}")));
+        if self.strangers != told {
+            for (problem, is_there) in [(&self.strangers, false), (&told, true)] {
+                if let Some(problem) = problem {
+                    self.board.set_problem(problem, is_there);
+                }
+            }
+            self.strangers = told;
+        }
     }
 
     fn problem(&mut self, error: &str) {

@@ -167,6 +167,12 @@ impl Model {
         difference
     }
 
+    /// The pods of this node that are in its pod network, as the API has them.
+    pub fn pods_here(&self) -> impl Iterator<Item = &Pod> {
+        let pods = self.cluster.pods();
+        pods.filter(|pod| pod.node.as_deref() == Some(&*self.node) && !pod.host_network)
+    }
+
     /// Forgets what was given out: the next difference is everything, to replace whatever is in the kernel.
     pub fn anew(&mut self) {
         self.sets.anew();

@@ -68,6 +68,10 @@ impl Cluster {
         }
     }
 
+    pub(super) fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.iter().flatten().map(|entry| &entry.pod)
+    }
+
     pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
         let there = self.pods.iter().flatten();
         there.map(|entry| &entry.pod.key)
