@@ -15,7 +15,7 @@ use podspan_kernel::{
 };
 use serde_json::Map;
 
-use crate::addresses::{AddressSource, AddressStore, Addresses, PodAddress};
+use crate::addresses::{AddressStore, Addresses, PodAddress};
 use crate::attachment::{AttachmentId, IfbMaker};
 use crate::bandwidth::{Place, ensure_limits};
 use crate::bridge::ensure_bridge;
@@ -447,19 +447,9 @@ pub(crate) fn filtering(
         policy: conf.policy.as_ref().map(|policy| policy::Subject {
             pod: policy.pod.clone(),
             addresses: policy::with_link_local(ips, pod_mac(conf, id, ips)),
-            subnets: subnets(&conf.addresses),
             closed: policy.begins_closed(),
         }),
     })
-}
-
-/// Where the pods' addresses of this node come from, as far as it is known.
-fn subnets(addresses: &AddressSource) -> Vec<Prefix> {
-    let AddressSource::Own(config) = addresses else {
-        return Vec::new();
-    };
-    let ranges = config.range_sets.iter().flat_map(|set| &set.0);
-    ranges.map(|range| range.subnet).collect()
 }
 
 /// The one that was asked for, or that of the first address, IPv4 before IPv6: an address that is given out again meets no

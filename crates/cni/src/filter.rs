@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use podspan_kernel::conntrack::Conntrack;
-use podspan_kernel::nft::{AddressRange, Batch, Element, Family, Nft, Set, Table};
+use podspan_kernel::nft::{Batch, Element, Family, Nft, Set, Table};
 use podspan_kernel::{Errno, IfName, Netlink};
 
 use crate::attachment::{AttachmentId, MARK, NetworkName};
@@ -91,8 +91,6 @@ struct Plan {
     own: Vec<Entry>,
     /// The same of chains, all in [`INET`].
     chains: Vec<policy::OwnChain>,
-    /// Where an address without a chain is closed; nobody removes it.
-    subnets: Vec<AddressRange>,
 }
 
 impl Wanted {
@@ -152,15 +150,6 @@ impl Plan {
         for (set, element) in &self.shared {
             batch.add_element(set, element);
         }
-        let (added, replaced) = policy::missing_subnets(&self.subnets, &stale.subnets);
-        for is_ipv4 in [true, false] {
-            let of = |ranges: &[AddressRange]| -> Vec<AddressRange> {
-                let ranges = ranges.iter().copied();
-                ranges.filter(|range| range.is_ipv4() == is_ipv4).collect()
-            };
-            batch.delete_ranges(policy::subnets_of(is_ipv4), &of(&replaced));
-            batch.add_ranges(policy::subnets_of(is_ipv4), &of(&added));
-        }
         record::create(&mut batch, wanted, self);
         for chain in &self.chains {
             chain.create(&mut batch);
@@ -177,8 +166,6 @@ impl Plan {
 struct Stale {
     entries: Vec<Entry>,
     chains: Vec<String>,
-    /// What stays: the subnets that are there, once somebody looked.
-    subnets: Vec<AddressRange>,
     records: Vec<(Table<'static>, IfName)>,
 }
 
@@ -287,11 +274,6 @@ impl Filter {
         }
         self.add_chains_in_the_way(&plan.chains, &mut stale)?;
         self.keep_existing(&mut stale)?;
-        if !plan.subnets.is_empty() {
-            for set in [policy::SUBNETS4, policy::SUBNETS6] {
-                stale.subnets.extend(self.nft.list_ranges(&set)?);
-            }
-        }
         Ok(stale)
     }
 

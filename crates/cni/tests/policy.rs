@@ -285,27 +285,6 @@ fn who_is_unknown_may_be_open_and_who_is_no_pod_is() {
 }
 
 #[test]
-fn an_address_without_chains_is_closed() {
-    let (_node, a, b, outside) = node();
-    for name in ["a", "b"] {
-        open(name);
-    }
-    let take = |pod: &Pod, address: &str| {
-        pod.ip(&format!("addr add {address} dev eth0"));
-    };
-    // An address of the subnet that nobody gave it: the guard is not asked.
-    nft("flush set bridge podspan guarded");
-    take(&b, "10.244.1.99/24");
-    assert!(!arrives(Some(&a), "10.244.1.99", Some(&b)));
-    assert!(!arrives(Some(&outside), "10.244.1.99", Some(&b)));
-    nft("delete element inet podspan policy_subnets4 { 10.244.1.0/24 }");
-    assert!(
-        arrives(Some(&a), "10.244.1.99", Some(&b)),
-        "the test would see it"
-    );
-}
-
-#[test]
 fn an_address_that_is_used_again_leads_to_new_chains() {
     let node = Node::new();
     let (a, b) = (Pod::new(), Pod::new());
@@ -393,36 +372,6 @@ fn what_a_dead_attachment_left_and_what_no_record_tells_of_is_taken_over() {
     assert!(found.closed && found.veth == veth, "{found:?}");
     node.del("b", &conf).expect_ok();
     assert_eq!(node.filtered(), Vec::<String>::new());
-}
-
-#[test]
-fn subnets_that_grow_and_shrink_are_closed_as_a_whole() {
-    let node = Node::new();
-    let subnets = || {
-        let set = policy::SUBNETS4;
-        let ranges = Nft::open().unwrap().list_ranges(&set).unwrap();
-        ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
-    };
-    let mut conf = node.conf(closed());
-    for (container, subnet, expected) in [
-        ("a", "10.244.2.0/25", vec!["10.244.2.0/25"]),
-        ("b", "10.244.2.0/24", vec!["10.244.2.0/24"]),
-        ("c", "10.244.2.0/25", vec!["10.244.2.0/24"]),
-        ("d", "10.244.3.0/24", vec!["10.244.2.0/24", "10.244.3.0/24"]),
-    ] {
-        conf["ipam"]["ranges"] = json!([[{"subnet": subnet}]]);
-        conf["name"] = format!("net-{container}").into();
-        conf["bridge"] = format!("br-{container}").into();
-        if container == "c" {
-            // Where it may not have the address of the first.
-            conf["ipam"]["ranges"][0][0]["rangeStart"] = "10.244.2.9".into();
-        }
-        if container == "b" {
-            conf["ipam"]["ranges"][0][0]["rangeStart"] = "10.244.2.200".into();
-        }
-        add_ok(&node, container, (&Pod::new(), &conf));
-        assert_eq!(subnets(), expected, "{container}");
-    }
 }
 
 #[test]
@@ -516,7 +465,6 @@ fn an_attachment_of_before_is_adopted_with_what_it_has_already() {
                 uid: None,
             }),
             addresses: policy::with_link_local(&ips, Mac::of_ip(ips[0])),
-            subnets: Vec::new(),
             closed: true,
         };
         let mut batch = Batch::new();

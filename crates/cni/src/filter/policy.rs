@@ -3,8 +3,8 @@
 //! Two base chains on the forward hook, one a direction, that all pods share; a verdict map leads from a pod's address to its
 //! chain, `pe_` (from it) or `pi_` (to it) and the name of its host veth. Chains and elements are made by ADD in one
 //! transaction and removed by DEL in one, before the address is free: an address never has the identity of who had it before.
-//! They are made closed, and say who the pod is; what stands in them is the agent's, which never adds or removes them. An
-//! address of [`SUBNETS4`] and [`SUBNETS6`] that leads nowhere is dropped: closed by absence.
+//! They are made closed, and say who the pod is; what stands in them is the agent's, which never adds or removes them. What
+//! has no chains is nobody's subject: pods of another plugin, and those of before, until the agent adopts them.
 //! Neither the way from the node to its own pods nor the way back is forwarding, so both always pass. Replies pass by
 //! conntrack.
 //! Surprises: with `br_netfilter` the neighbour discovery between pods of one bridge comes here too, and passes where no
@@ -15,10 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use podspan_kernel::nft::{
-    AddressRange, Base, Batch, Chain, Compare, CtState, Data, Element, Field, Hook, ListedRule,
-    Nft, Rule, Set, Type, Value, Verdict, priority,
+    Base, Batch, Chain, Compare, CtState, Data, Element, Field, Hook, ListedRule, Nft, Rule, Set,
+    Type, Value, Verdict, priority,
 };
-use podspan_kernel::{IfName, Mac, Prefix};
+use podspan_kernel::{IfName, Mac};
 
 use super::{HostPorts, INET, Part, Plan, Wanted, record};
 
@@ -28,10 +28,6 @@ const EGRESS6: Set<'static> = Set::verdict_map(INET, "policy_egress6", &[Type::I
 /// From a pod's address to the chain of what it is sent.
 const INGRESS4: Set<'static> = Set::verdict_map(INET, "policy_ingress4", &[Type::Ipv4]);
 const INGRESS6: Set<'static> = Set::verdict_map(INET, "policy_ingress6", &[Type::Ipv6]);
-/// Whose addresses without a chain are closed: this node's pods. The agent adds to them.
-pub const SUBNETS4: Set<'static> = Set::of(INET, "policy_subnets4", &[Type::Ipv4]).with_intervals();
-/// The same for IPv6.
-pub const SUBNETS6: Set<'static> = Set::of(INET, "policy_subnets6", &[Type::Ipv6]).with_intervals();
 const RULES: Set<'static> = Set::of(INET, "rules_policy_1", &[Type::Mark]);
 
 /// All sets that a record may name.
@@ -55,8 +51,6 @@ pub const INGRESS_OF: &str = "pi_";
 
 /// The comment of the rule that closes a chain until the agent knows the pod.
 pub const CLOSED: &str = "closed";
-/// The comment of the rules that drop what comes from or goes to a pod that nobody made chains for.
-const ABSENT: &str = "no pod has this address";
 /// Neighbour solicitation and advertisement (RFC 4861, section 4), and the hop limit that they must have.
 const NEIGHBOUR_DISCOVERY: [u8; 2] = [135, 136];
 const NOT_PASSED_ON: u8 = 255;
@@ -79,8 +73,6 @@ pub struct Subject {
     pub pod: Option<PodName>,
     /// Its addresses, the link-local one too.
     pub addresses: Vec<IpAddr>,
-    /// The networks whose addresses are pods of this node.
-    pub subnets: Vec<Prefix>,
     /// It passes nothing until the agent knows the pod.
     pub closed: bool,
 }
@@ -142,7 +134,7 @@ pub fn require(batch: &mut Batch) {
 }
 
 fn lay_part(batch: &mut Batch) {
-    for set in SETS.iter().chain([&SUBNETS4, &SUBNETS6]) {
+    for set in &SETS {
         batch.add_set(set);
     }
     for chain in [EGRESS, INGRESS] {
@@ -156,10 +148,6 @@ fn lay_part(batch: &mut Batch) {
         (INGRESS, ingress, [&INGRESS4, &INGRESS6]),
     ] {
         let [first, last] = NEIGHBOUR_DISCOVERY.map(Value::Icmp6Type);
-        let absent = |field, subnets| {
-            let rule = Rule::of(chain).is_in(&[field], subnets).counter();
-            rule.verdict(&Verdict::Drop).comment(ABSENT)
-        };
         let rules = [
             Rule::of(chain)
                 .ct_state(&[CtState::Established, CtState::Related])
@@ -174,8 +162,6 @@ fn lay_part(batch: &mut Batch) {
                 .between(Field::ICMPV6_TYPE, first, last)
                 .verdict(&Verdict::Accept),
             Rule::of(chain).verdict_by(&[field6], map6),
-            absent(field4, &SUBNETS4),
-            absent(field6, &SUBNETS6),
         ];
         for rule in &rules {
             batch.add_rule(rule);
@@ -252,8 +238,6 @@ pub(super) fn plan(wanted: &Wanted, plan: &mut Plan) {
         rules: RULES,
         lay: lay_part,
     });
-    let ranges = subject.subnets.iter().copied().map(AddressRange::from);
-    plan.subnets.extend(ranges);
     let names = chains(&wanted.record);
     let pod = subject.pod.as_ref();
     // Together they have room for the longest names that there are: 255 bytes each.
@@ -284,36 +268,6 @@ pub(super) fn plan(wanted: &Wanted, plan: &mut Plan) {
             closed: subject.closed,
         },
     ]);
-}
-
-/// Those of `wanted` that are to be added to what is there, and what they take the place of: the kernel refuses one that
-/// overlaps another. Of two networks that overlap, one lies in the other.
-pub(super) fn missing_subnets(
-    wanted: &[AddressRange],
-    there: &[AddressRange],
-) -> (Vec<AddressRange>, Vec<AddressRange>) {
-    let (mut added, mut replaced): (Vec<AddressRange>, BTreeSet<AddressRange>) = Default::default();
-    for subnet in wanted {
-        if there
-            .iter()
-            .chain(&added)
-            .any(|known| known.covers(*subnet))
-        {
-            continue;
-        }
-        added.retain(|known| !subnet.covers(*known));
-        added.push(*subnet);
-        replaced.extend(there.iter().filter(|known| subnet.covers(**known)));
-    }
-    (added, replaced.into_iter().collect())
-}
-
-/// The set of that family.
-pub(super) fn subnets_of(is_ipv4: bool) -> &'static Set<'static> {
-    match is_ipv4 {
-        true => &SUBNETS4,
-        false => &SUBNETS6,
-    }
 }
 
 /// The elements that lead to one of the chains, whoever made them.
@@ -443,29 +397,6 @@ fn pod_name(name: Option<String>, place: Option<String>) -> Option<PodName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ranges(texts: &[&str]) -> Vec<AddressRange> {
-        let range = |text: &&str| text.parse::<Prefix>().unwrap().into();
-        texts.iter().map(range).collect()
-    }
-
-    #[test]
-    fn a_subnet_is_added_where_no_wider_one_is_and_takes_the_place_of_narrower_ones() {
-        let there = ranges(&["10.1.0.0/24", "10.1.1.0/24", "10.3.0.0/16", "fd00::/64"]);
-        let case = |wanted: &[&str]| missing_subnets(&ranges(wanted), &there);
-        assert_eq!(case(&["10.1.0.0/24", "10.3.7.0/24"]), Default::default());
-        assert_eq!(
-            case(&["10.1.0.0/16", "10.1.0.0/24", "10.2.0.0/24"]),
-            (
-                ranges(&["10.1.0.0/16", "10.2.0.0/24"]),
-                ranges(&["10.1.0.0/24", "10.1.1.0/24"])
-            )
-        );
-        assert_eq!(
-            case(&["10.8.1.0/24", "10.8.0.0/16"]).0,
-            ranges(&["10.8.0.0/16"])
-        );
-    }
 
     #[test]
     fn chains_tell_whose_they_are() {

@@ -202,15 +202,9 @@ impl Node {
     }
 
     /// What stands of attachments in the tables of the packet filter: each element as `<set> <element>`, and the records
-    /// themselves, and chains of their own; but not the links that lead to pods, nor subnets, which are nobody's. Sorted.
+    /// themselves, and chains of their own; but not the links that lead to pods, which are nobody's. Sorted.
     pub fn filtered(&self) -> Vec<String> {
-        const SHARED: [&str; 5] = [
-            "bridges",
-            "host_port_links",
-            "hairpin_links",
-            "policy_subnets4",
-            "policy_subnets6",
-        ];
+        const SHARED: [&str; 5] = ["bridges", "host_port_links", "hairpin_links"];
         let mut all = Vec::new();
         for family in ["inet", "bridge"] {
             let output = Command::new("nft")

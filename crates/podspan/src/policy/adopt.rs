@@ -86,7 +86,6 @@ fn subject(pod: &Pod) -> Subject {
             Some(mac) => plugin::with_link_local(&addresses, mac),
             None => addresses,
         },
-        subnets: Vec::new(),
         closed: false,
     }
 }
