@@ -22,14 +22,12 @@ const REG32_00: u32 = 8;
 pub(super) const EXPR_NAME: u16 = 1;
 /// `NFTA_EXPR_DATA`.
 pub(super) const EXPR_DATA: u16 = 2;
-/// `ETH_P_IP`, `ETH_P_IPV6` and `ETH_P_ARP` (linux/if_ether.h).
-const ETH_P: [u16; 3] = [0x0800, 0x86dd, 0x0806];
+/// `ETH_P_IP` and `ETH_P_IPV6` (linux/if_ether.h).
+const ETH_P: [u16; 2] = [0x0800, 0x86dd];
 /// `NFPROTO_IPV4` (linux/netfilter.h).
 const NFPROTO_IPV4: u8 = 2;
 /// `NFPROTO_IPV6`.
 const NFPROTO_IPV6: u8 = 10;
-/// `IPPROTO_ICMPV6` (linux/in6.h).
-const IPPROTO_ICMPV6: u8 = 58;
 /// `RTN_LOCAL` (linux/rtnetlink.h): an address of this machine.
 const RTN_LOCAL: u32 = 2;
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h): the connection's destination was translated.
@@ -379,17 +377,12 @@ impl<'a> Rule<'a> {
             return self;
         }
         self.known.push(layer);
-        let [ipv4, ipv6, arp] = ETH_P.map(u16::to_be_bytes);
+        let [ipv4, ipv6] = ETH_P.map(u16::to_be_bytes);
         match (self.chain.table.family, layer) {
-            (_, Layer::Icmp6) => self
-                .establish(Layer::Ipv6)
-                .load_one(Field::L4PROTO, REG32_00)
-                .cmp(Compare::Equal, &[IPPROTO_ICMPV6]),
             (Family::Inet, Layer::Ipv4) => self.must(Field::NFPROTO, &[NFPROTO_IPV4]),
             (Family::Inet, Layer::Ipv6) => self.must(Field::NFPROTO, &[NFPROTO_IPV6]),
             (Family::Bridge | Family::Netdev, Layer::Ipv4) => self.must(Field::PROTOCOL, &ipv4),
             (Family::Bridge | Family::Netdev, Layer::Ipv6) => self.must(Field::PROTOCOL, &ipv6),
-            (Family::Bridge | Family::Netdev, Layer::Arp) => self.must(Field::PROTOCOL, &arp),
             _ => self,
         }
     }
