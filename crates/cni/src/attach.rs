@@ -21,7 +21,8 @@ use crate::bandwidth::{Place, ensure_limits};
 use crate::bridge::ensure_bridge;
 use crate::detach::undo;
 use crate::error::Error;
-use crate::filter::{Guard, HostPorts, Wanted, lead_to, policy};
+use crate::filter::{HostPorts, Wanted, lead_to, policy};
+use crate::guard::Guard;
 use crate::host::Host;
 use crate::ipam::IpamError;
 use crate::netconf::{Gateway, NetConf, Spoofing, Wiring};
@@ -164,10 +165,8 @@ impl NewAttachment<'_> {
         // Before the link is up, so that the pod's first packet meets it; and behind its making, by which others see that
         // who has these host ports lives.
         host.ensure_filtering(&filtering)?;
-        if let Some(bridge) = bridge.filter(|_| !self.conf.vlans.is_none()) {
-            let port = host.link(&host_veth)?.index;
-            vlan::set_port(host, (bridge, port), &self.conf.vlans)?;
-        }
+        let guard = guard(self.conf, id, &self.addresses.ips());
+        self.prepare_port(host, &host_veth, guard.as_ref())?;
         if bridge.is_none() {
             point_to_point::prepare_host_veth(&host_veth, &self.addresses.list)?;
         }
@@ -178,6 +177,9 @@ impl NewAttachment<'_> {
                 alias: Some(&alias),
                 hairpin: bridge.map(|_| self.conf.hairpin),
                 isolated: bridge.map(|_| true).filter(|_| self.conf.port_isolation),
+                // Of a guarded port all is known.
+                learning: guard.as_ref().map(|_| false),
+                flood: guard.as_ref().map(|_| false),
                 no_link_local: true,
                 ..LinkChange::default()
             },
@@ -224,6 +226,29 @@ impl NewAttachment<'_> {
             );
         }
         Ok(())
+    }
+
+    /// The VLANs and the guard of a port, which is not up yet. The guard comes last: the bridge is told of each VLAN where the
+    /// pod is.
+    fn prepare_port(
+        &self,
+        host: &mut Netlink,
+        host_veth: &IfName,
+        guard: Option<&Guard>,
+    ) -> Result<(), Error> {
+        let of_vlans = |_: &&Link| !self.conf.vlans.is_none();
+        let bridge = self.bridge.as_ref().filter(of_vlans);
+        if bridge.is_none() && guard.is_none() {
+            return Ok(());
+        }
+        let port = host.link_index(host_veth)?;
+        if let Some(bridge) = bridge {
+            vlan::set_port(host, (bridge, port), &self.conf.vlans)?;
+        }
+        match guard {
+            Some(guard) => guard.ensure(host, port),
+            None => Ok(()),
+        }
     }
 
     /// Bounds what goes to the pod and comes from it, and tells the ifb device that this took.
@@ -419,10 +444,6 @@ pub(crate) fn filtering(
     ips: &[IpAddr],
 ) -> Result<Wanted, Error> {
     let host_veth = id.host_veth(&conf.network);
-    let guard = |addresses| Guard {
-        mac: pod_mac(conf, id, ips),
-        addresses,
-    };
     Ok(Wanted {
         record: host_veth.clone(),
         owner: id.alias(&conf.network)?,
@@ -439,16 +460,24 @@ pub(crate) fn filtering(
             list: lead_to(&conf.port_mappings, ips)?,
             ..HostPorts::default()
         },
-        guard: match conf.spoofing {
-            Spoofing::Refused => Some(guard(Some(ips.to_vec()).filter(|ips| !ips.is_empty()))),
-            Spoofing::RefusedMacs => Some(guard(None)),
-            Spoofing::Allowed => None,
-        },
         policy: conf.policy.as_ref().map(|policy| policy::Subject {
             pod: policy.pod.clone(),
             addresses: policy::with_link_local(ips, pod_mac(conf, id, ips)),
             closed: policy.begins_closed(),
         }),
+    })
+}
+
+/// What an attachment with these addresses may send as; none where that is nobody's affair.
+pub(crate) fn guard(conf: &NetConf, id: &AttachmentId, ips: &[IpAddr]) -> Option<Guard> {
+    let addresses = match conf.spoofing {
+        Spoofing::Refused => Some(ips.to_vec()).filter(|ips| !ips.is_empty()),
+        Spoofing::RefusedMacs => None,
+        Spoofing::Allowed => return None,
+    };
+    Some(Guard {
+        mac: pod_mac(conf, id, ips),
+        addresses,
     })
 }
 

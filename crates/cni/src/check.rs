@@ -9,7 +9,7 @@ use podspan_kernel::{Link, Netlink, sysctl};
 
 use crate::addresses::AddressSource;
 use crate::addresses::PodAddress;
-use crate::attach::{filtering, open_pod_netns};
+use crate::attach::{filtering, guard, open_pod_netns};
 use crate::attachment::IfbMaker;
 use crate::bandwidth::{self, Place};
 use crate::error::Error;
@@ -124,6 +124,10 @@ impl Check<'_> {
                 if let Some(bridge) = self.bridge(netlink)? {
                     let host_veth = self.host_veth(netlink)?;
                     self.port(&bridge, host_veth.as_ref());
+                    let guard = guard(conf, &self.request.attachment, &self.own_ips());
+                    if let (Some(guard), Some(port)) = (guard, &host_veth) {
+                        self.deviations.extend(guard.deviations(netlink, port)?);
+                    }
                     if let Some(port) = host_veth.filter(|_| !conf.vlans.is_none()) {
                         let found = vlan::deviations(netlink, (&bridge, &port), &conf.vlans)?;
                         self.deviations.extend(found);

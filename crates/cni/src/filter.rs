@@ -1,15 +1,15 @@
-//! Packet filtering of an attachment: masquerading, host ports, the guard against spoofing and policy, in one transaction.
+//! Packet filtering of an attachment: masquerading, host ports and policy, in one transaction.
 //!
-//! Tables `inet podspan` and `bridge podspan` get their sets, chains and rules with the first attachment that needs them.
-//! After that an attachment is elements of plain sets and maps, however many pods there are: never a rule, a chain or an
-//! element of a verdict map, for which the kernel would look through all chains of the table again. [`policy`] alone makes
-//! these, because an address and what holds for it must come and go together. What an attachment has stands in its record, a set of its own which comes and goes in the same transaction (see [`record`]), so that DEL asks
-//! neither a configuration nor an earlier result, and one look tells it that there is nothing to do.
+//! Table `inet podspan` gets its sets, chains and rules with the first attachment that needs them. After that an attachment
+//! is elements of plain sets and maps, however many pods there are: never a rule, a chain or an element of a verdict map,
+//! for which the kernel would look through all chains of the table again. [`policy`] alone makes these, because an address and
+//! what holds for it must come and go together. What an attachment has stands in its record, a set of its own which comes and
+//! goes in the same transaction (see [`record`]), so that DEL asks neither a configuration nor an earlier result, and one look
+//! tells it that there is nothing to do.
 //! Nothing of somebody else's is looked at: rules of ours match our own sets only.
 //! A surprise: a socket of netfilter that is closed waits for what anybody deleted a moment ago. It therefore lives as long
 //! as the [`crate::host::Host`] that it hangs on, beyond the removal of the link, which waits for the same.
 
-mod guard;
 mod masquerade;
 pub mod policy;
 mod ports;
@@ -24,20 +24,12 @@ use podspan_kernel::{Errno, IfName, Netlink};
 
 use crate::attachment::{AttachmentId, MARK, NetworkName};
 use crate::error::Error;
-pub use guard::Guard;
 pub use ports::{HostPort, HostPorts, lead_to};
 use record::Record;
 
-/// All packet filtering of ours is in these tables.
-pub const TABLES: [Table<'static>; 2] = [INET, BRIDGE];
-/// What the node routes.
+/// All packet filtering of ours is in this table.
 pub const INET: Table<'static> = Table {
     family: Family::Inet,
-    name: "podspan",
-};
-/// What bridges see of their ports.
-const BRIDGE: Table<'static> = Table {
-    family: Family::Bridge,
     name: "podspan",
 };
 
@@ -63,8 +55,6 @@ pub struct Wanted {
     pub masquerade: Vec<IpAddr>,
     /// The ports of the node that lead to it.
     pub ports: HostPorts,
-    /// What it may send as.
-    pub guard: Option<Guard>,
     /// What others may send it and it may send others.
     pub policy: Option<policy::Subject>,
 }
@@ -96,22 +86,13 @@ struct Plan {
 impl Wanted {
     /// True for an attachment whose packets are nobody's affair.
     pub fn is_nothing(&self) -> bool {
-        self.masquerade.is_empty()
-            && self.ports.list.is_empty()
-            && self.guard.is_none()
-            && self.policy.is_none()
-    }
-
-    /// The kernel's refusal, with the key that does without what it cannot do.
-    pub fn explain(&self, error: podspan_kernel::Error) -> Error {
-        guard::explain(self, error)
+        self.masquerade.is_empty() && self.ports.list.is_empty() && self.policy.is_none()
     }
 
     fn plan(&self) -> Plan {
         let mut plan = Plan::default();
         masquerade::plan(self, &mut plan);
         ports::plan(self, &mut plan);
-        guard::plan(self, &mut plan);
         policy::plan(self, &mut plan);
         for (_, element) in &mut plan.own {
             element.comment = Some(self.record.to_string());
@@ -166,18 +147,15 @@ impl Plan {
 struct Stale {
     entries: Vec<Entry>,
     chains: Vec<String>,
-    records: Vec<(Table<'static>, IfName)>,
+    records: Vec<IfName>,
 }
 
 impl Stale {
-    fn add(&mut self, records: Vec<Record>) {
-        for record in records {
-            let place = (record.table, record.name);
-            if !self.records.contains(&place) {
-                self.records.push(place);
-                self.entries.extend(record.entries);
-                self.chains.extend(record.chains);
-            }
+    fn add(&mut self, record: Record) {
+        if !self.records.contains(&record.name) {
+            self.records.push(record.name);
+            self.entries.extend(record.entries);
+            self.chains.extend(record.chains);
         }
     }
 
@@ -188,8 +166,8 @@ impl Stale {
         for name in &self.chains {
             batch.delete_chain(policy::chain(name));
         }
-        for (table, name) in &self.records {
-            batch.delete_set(&record::set(*table, name.as_str()));
+        for name in &self.records {
+            batch.delete_set(&record::set(name.as_str()));
         }
     }
 }
@@ -216,8 +194,8 @@ impl Filter {
     /// whose link is gone, or to nobody, is removed in the same transaction.
     ///
     /// # Errors
-    /// [`Error::Taken`] with the owner when a living attachment has one of the host ports; [`Error::UnsupportedField`] when
-    /// the kernel cannot guard; what else it answered. Nothing is changed then.
+    /// [`Error::Taken`] with the owner when a living attachment has one of the host ports; what else the kernel answered.
+    /// Nothing is changed then.
     pub fn ensure(&mut self, host: &mut Netlink, wanted: &Wanted) -> Result<(), Error> {
         let plan = wanted.plan();
         if plan.own.is_empty() && plan.chains.is_empty() {
@@ -228,10 +206,10 @@ impl Filter {
             tries += 1;
             let in_the_way = error.is_exists() || !stale.records.is_empty();
             match error {
-                error if tries == TRIES => return Err(wanted.explain(error)),
+                error if tries == TRIES => return Err(error.into()),
                 error if error.is_not_found() && !skeleton => skeleton = true,
                 _ if in_the_way => stale = self.in_the_way(host, (wanted, &plan))?,
-                error => return Err(wanted.explain(error)),
+                error => return Err(error.into()),
             }
         }
         self.forget_policed(&stale.entries)?;
@@ -247,29 +225,31 @@ impl Filter {
         (wanted, plan): (&Wanted, &Plan),
     ) -> Result<Stale, Error> {
         let mut stale = Stale::default();
-        stale.add(self.records(&wanted.record)?);
+        if let Some(record) = self.record(&wanted.record)? {
+            stale.add(record);
+        }
         for (set, element) in &plan.own {
             let Some(found) = self.nft.find_element(set, element)? else {
                 continue;
             };
             let holder = found.comment.as_deref().and_then(|name| name.parse().ok());
-            let records = match &holder {
-                Some(name) => self.records(name)?,
-                None => Vec::new(),
+            let record = match &holder {
+                Some(name) => self.record(name)?,
+                None => None,
             };
-            if records.is_empty() {
+            let Some(record) = record else {
                 stale.entries.push((set, found));
-            } else if Some(&wanted.record) != holder.as_ref() {
-                for link in records.iter().map(|record| record.link.as_ref()) {
-                    let lives = match link {
-                        Some(link) => host.find_link(link)?.is_some(),
-                        None => true,
-                    };
-                    if lives {
-                        return Err(self.taken((set, &found), holder));
-                    }
+                continue;
+            };
+            if Some(&wanted.record) != holder.as_ref() {
+                let lives = match &record.link {
+                    Some(link) => host.find_link(link)?.is_some(),
+                    None => true,
+                };
+                if lives {
+                    return Err(self.taken((set, &found), holder));
                 }
-                stale.add(records);
+                stale.add(record);
             }
         }
         self.add_chains_in_the_way(&plan.chains, &mut stale)?;
@@ -349,11 +329,11 @@ impl Filter {
     /// What the kernel answered.
     pub fn remove(&mut self, host: &mut Netlink, record: &IfName) -> Result<(), Error> {
         for attempt in 0..TRIES {
-            let mut stale = Stale::default();
-            stale.add(self.records(record)?);
-            if stale.records.is_empty() {
+            let Some(found) = self.record(record)? else {
                 return Ok(());
-            }
+            };
+            let mut stale = Stale::default();
+            stale.add(found);
             if attempt > 0 {
                 self.keep_existing(&mut stale)?;
             }
@@ -377,18 +357,16 @@ impl Filter {
     pub fn missing(&mut self, wanted: &Wanted) -> Result<Vec<String>, Error> {
         let plan = wanted.plan();
         let mut missing = ports::missing(wanted)?;
-        for part in &plan.parts {
-            let sets = self.nft.list_sets(part.rules.table)?;
-            let has = |name: &str| sets.iter().any(|set| set.name == name);
-            if !has(part.rules.name) {
-                missing.push(format!("the rules of {} are not there", part.rules));
-            }
-            if !has(wanted.record.as_str()) && plan.has_own(part.rules.table) {
-                missing.push(format!(
-                    "record {} is missing in table {}",
-                    wanted.record, part.rules.table
-                ));
-            }
+        let sets = self.nft.list_sets(INET)?;
+        let has = |name: &str| sets.iter().any(|set| set.name == name);
+        for part in plan.parts.iter().filter(|part| !has(part.rules.name)) {
+            missing.push(format!("the rules of {} are not there", part.rules));
+        }
+        if !has(wanted.record.as_str()) && !plan.own.is_empty() {
+            missing.push(format!(
+                "record {} is missing in table {INET}",
+                wanted.record
+            ));
         }
         for (set, element) in plan.own.iter().chain(&plan.shared) {
             match self.nft.find_element(set, element)? {
@@ -445,29 +423,23 @@ impl Filter {
         network: &NetworkName,
     ) -> Result<Vec<(AttachmentId, String)>, Error> {
         let mut recorded = Vec::new();
-        for table in TABLES {
-            for set in self.nft.list_sets(table)? {
-                let alias = set.comment.map(|owner| format!("{MARK}{owner}"));
-                match alias.as_deref().and_then(AttachmentId::from_alias) {
-                    Some((of, id)) if of == *network => recorded.push((id, set.name)),
-                    _ => {}
-                }
+        for set in self.nft.list_sets(INET)? {
+            let alias = set.comment.map(|owner| format!("{MARK}{owner}"));
+            match alias.as_deref().and_then(AttachmentId::from_alias) {
+                Some((of, id)) if of == *network => recorded.push((id, set.name)),
+                _ => {}
             }
         }
         Ok(recorded)
     }
 
-    /// The records of that name, one a table at the most.
-    fn records(&mut self, name: &IfName) -> Result<Vec<Record>, Error> {
-        let mut records = Vec::new();
-        for table in TABLES {
-            match self.nft.list_elements(&record::set(table, name.as_str())) {
-                Ok(elements) => records.push(Record::read(table, name, &elements)),
-                Err(error) if error.is_not_found() || has_no_nftables(&error) => {}
-                Err(error) => return Err(error.into()),
-            }
+    /// The record of that name.
+    fn record(&mut self, name: &IfName) -> Result<Option<Record>, Error> {
+        match self.nft.list_elements(&record::set(name.as_str())) {
+            Ok(elements) => Ok(Some(Record::read(name, &elements))),
+            Err(error) if error.is_not_found() || has_no_nftables(&error) => Ok(None),
+            Err(error) => Err(error.into()),
         }
-        Ok(records)
     }
 
     /// What was allowed to the pod that had an address is not to who has it next.
@@ -500,13 +472,6 @@ impl Filter {
             ports::forget(self.conntrack()?, host, mapped)?;
         }
         Ok(())
-    }
-}
-
-impl Plan {
-    fn has_own(&self, table: Table<'_>) -> bool {
-        self.own.iter().any(|(set, _)| set.table == table)
-            || (table == INET && !self.chains.is_empty())
     }
 }
 

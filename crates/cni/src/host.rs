@@ -39,8 +39,7 @@ impl Host {
         if wanted.is_nothing() {
             return Ok(());
         }
-        let opened = open(&mut self.filter).map_err(|error| wanted.explain(error))?;
-        opened.ensure(&mut self.netlink, wanted)
+        open(&mut self.filter)?.ensure(&mut self.netlink, wanted)
     }
 
     /// Ends the filtering that stands in the record of that name.

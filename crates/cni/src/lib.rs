@@ -14,6 +14,7 @@ pub mod detach;
 pub mod error;
 pub mod filter;
 pub mod forwarding;
+pub mod guard;
 pub mod host;
 pub mod ipam;
 mod isolation;

@@ -9,11 +9,12 @@
 
 mod harness;
 
+use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use harness::{Node, Pod, nft};
+use harness::{Node, Pod, is_guarded, nft, tc};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto};
 use serde_json::{Value, json};
 
@@ -49,6 +50,29 @@ fn arrives(sender: &Pod, from: &str, (receiver, to): (&Pod, [&str; 3])) -> bool 
     // A pod that dropped its own packet would be no test.
     sender.send_to(b"x", at(to, 7)).unwrap();
     receiver.recv(&mut [0; 1]).is_ok()
+}
+
+/// The node's end of the pod's link.
+fn port(node: &Node, pod: &Pod) -> String {
+    let index = &pod.ip("link show eth0")[0]["link_index"];
+    let links = node.ns.ip("link show");
+    let mut links = links.as_array().unwrap().iter();
+    let found = links.find(|link| link["ifindex"] == *index).unwrap();
+    found["ifname"].as_str().unwrap().to_owned()
+}
+
+/// Takes the guard away, and what goes with it.
+fn unguard(node: &Node, pod: &Pod) {
+    let port = port(node, pod);
+    assert!(is_guarded(&port));
+    tc(&format!("filter del dev {port} ingress"));
+    learn(node, &port);
+}
+
+fn learn(node: &Node, port: &str) {
+    node.ns.ip(&format!(
+        "link set {port} type bridge_slave learning on flood on"
+    ));
 }
 
 /// What the pod has besides what it was given.
@@ -93,7 +117,7 @@ fn a_pod_sends_ip_as_itself_only() {
 
 #[test]
 fn a_pod_resolves_and_announces_its_own_address_only() {
-    let (_node, a, b) = pods(json!({}));
+    let (node, a, b) = pods(json!({}));
     let known = |pod: &Pod, ip: &str| pod.ip(&format!("neigh show {ip}")).to_string();
     // It asks for others and answers for itself.
     let asks = |from: &str, to: &str, pod: &Pod| {
@@ -125,7 +149,7 @@ fn a_pod_resolves_and_announces_its_own_address_only() {
         known(&b, "10.244.1.66")
     );
     // And the same where nobody guards.
-    nft("flush set bridge podspan guarded");
+    unguard(&node, &a);
     asks("10.244.1.3", "10.244.1.66", &b);
     assert!(
         known(&b, "10.244.1.66").contains(A[2]),
@@ -133,19 +157,15 @@ fn a_pod_resolves_and_announces_its_own_address_only() {
     );
 }
 
-/// The port that the bridge has a MAC address behind.
-fn learnt(mac: &str) -> Option<String> {
+/// What the bridge says of a MAC address.
+fn behind(mac: &str) -> Option<Value> {
     let output = std::process::Command::new("bridge")
         .args(["-j", "fdb", "show", "br", "podspan0"])
         .output()
         .unwrap();
     let all: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let found = all
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|entry| entry["mac"] == mac)?;
-    Some(found["ifname"].as_str().unwrap().to_owned())
+    let mut all = all.as_array().unwrap().iter();
+    all.find(|entry| entry["mac"] == mac).cloned()
 }
 
 #[test]
@@ -153,28 +173,84 @@ fn a_pod_has_its_own_mac_address_and_the_bridge_learns_no_other() {
     for keys in [json!({}), json!({"antiSpoof": false, "macspoofchk": true})] {
         let (node, a, b) = pods(keys);
         assert!(arrives(&a, A[0], (&b, B)));
-        assert!(learnt(A[2]).is_some());
+        let port = port(&node, &a);
+        let entry = behind(A[2]).unwrap();
+        assert_eq!(
+            (&entry["ifname"], &entry["state"]),
+            (&json!(port), &json!("static"))
+        );
         a.ip("link set eth0 address 0a:58:0a:f4:01:77");
         assert!(!arrives(&a, A[0], (&b, B)));
-        // A frame to a group that bridges take in themselves, past their first hook: the bridge learns from it.
-        a.ip("neigh replace 10.244.1.99 lladdr 01:80:c2:00:00:0e dev eth0 nud permanent");
-        let group = || {
-            let socket = a.run(|| UdpSocket::bind("10.244.1.2:0").unwrap());
-            socket.send_to(b"x", "10.244.1.99:7").unwrap();
-            std::thread::sleep(PATIENCE / 4);
+        // Frames to groups that bridges take in themselves, past their filters: STP, PAUSE's neighbour, LLDP. A bridge that
+        // learns would learn from them.
+        let groups = ["00", "03", "0e"];
+        let send_to_groups = || {
+            for group in groups {
+                a.ip(&format!(
+                    "neigh replace 10.244.1.99 lladdr 01:80:c2:00:00:{group} dev eth0 nud permanent"
+                ));
+                let socket = a.run(|| UdpSocket::bind("10.244.1.2:0").unwrap());
+                socket.send_to(b"x", "10.244.1.99:7").unwrap();
+                std::thread::sleep(PATIENCE / 4);
+                let found = behind("0a:58:0a:f4:01:77");
+                assert_eq!(
+                    found.is_some(),
+                    !is_guarded(&port),
+                    "01:80:c2:00:00:{group}"
+                );
+                // What was learned is forgotten.
+                node.ns.ip("link set podspan0 type bridge fdb_flush");
+            }
         };
-        group();
-        assert_eq!(learnt("0a:58:0a:f4:01:77"), None);
-        nft("flush set bridge podspan guarded");
-        node.ns
-            .ip("link set podspan0 type bridge no_linklocal_learn 0");
-        group();
-        assert!(
-            learnt("0a:58:0a:f4:01:77").is_some(),
-            "the test would see it"
-        );
+        learn(&node, &port);
+        send_to_groups();
+        unguard(&node, &a);
+        send_to_groups();
         assert!(arrives(&a, A[0], (&b, B)));
     }
+}
+
+#[test]
+fn nobody_takes_a_guarded_pod_s_place_and_it_keeps_it_when_its_link_goes_down_and_up() {
+    let (node, a, b) = pods(json!({}));
+    let port = port(&node, &a);
+    let is_in_place = || {
+        let entry = behind(A[2]).unwrap();
+        entry["ifname"] == port.as_str() && entry["state"] == "static"
+    };
+    // The other one, whom nobody guards, takes its MAC address.
+    b.ip(&format!("link set eth0 address {}", A[2]));
+    let socket = b.run(|| UdpSocket::bind("10.244.1.3:0").unwrap());
+    b.ip("neigh replace 10.244.1.1 lladdr 0a:58:0a:f4:01:01 dev eth0 nud permanent");
+    socket.send_to(b"x", "10.244.1.1:7").unwrap();
+    std::thread::sleep(PATIENCE / 4);
+    assert!(is_in_place());
+    b.ip(&format!("link set eth0 address {}", B[2]));
+    for state in ["down", "up"] {
+        a.ip(&format!("link set eth0 {state}"));
+        assert!(is_in_place(), "{state}");
+    }
+    for state in ["down", "up"] {
+        node.ns.ip(&format!("link set {port} {state}"));
+        assert!(is_in_place(), "{state}");
+    }
+    // What is for nobody does not come to it; what is for all does.
+    let data = &node.ns.ip(&format!("-d link show {port}"))[0]["linkinfo"]["info_slave_data"];
+    let flags = ["learning", "flood", "mcast_flood", "bcast_flood"].map(|key| &data[key]);
+    assert_eq!(flags, [false, false, true, true]);
+    node.ns.ip("link set podspan0 type bridge fdb_flush");
+    assert!(is_in_place());
+    assert!(arrives(&b, B[0], (&a, A)));
+    assert!(arrives(&a, A[0], (&b, B)));
+}
+
+#[test]
+fn a_limit_of_what_a_pod_sends_is_no_way_around() {
+    let limit = json!({"egressRate": 80_000_000, "egressBurst": 8_000_000});
+    let (_node, a, b) = pods(json!({"runtimeConfig": {"bandwidth": limit}}));
+    take(&a, "10.244.1.66/24");
+    assert!(arrives(&a, A[0], (&b, B)));
+    assert!(!arrives(&a, "10.244.1.66", (&b, B)));
 }
 
 #[test]
@@ -184,6 +260,18 @@ fn the_check_of_mac_addresses_alone_lets_any_address_pass() {
     take(&a, "fd00:10:244:1::66/64");
     assert!(arrives(&a, "10.244.1.66", (&b, B)));
     assert!(arrives(&a, "fd00:10:244:1::66", (&b, B)));
+}
+
+/// Runs a command whose last word may have spaces.
+fn run_words(command: &str, last: &str) {
+    let words = command.strip_suffix(last).unwrap_or(command);
+    let mut words = words.split_whitespace();
+    let mut process = std::process::Command::new(words.next().unwrap());
+    process.args(words);
+    if command.ends_with(last) {
+        process.arg(last);
+    }
+    assert!(process.status().unwrap().success(), "{command}");
 }
 
 /// A raw socket of ICMPv6 that waits no longer than a packet may take.
@@ -197,7 +285,7 @@ fn icmpv6() -> OwnedFd {
 
 #[test]
 fn a_pod_advertises_itself_only_and_no_router() {
-    let (_node, a, b) = pods(json!({}));
+    let (node, a, b) = pods(json!({}));
     let to: SocketAddrV6 = format!("[{}]:0", B[1]).parse().unwrap();
     assert!(arrives(&a, A[1], (&b, B)));
     let heard = |receiver: &OwnedFd, message: &[u8]| {
@@ -238,7 +326,7 @@ fn a_pod_advertises_itself_only_and_no_router() {
     assert!(advertises_behind_a_header(advertisement, A[1]));
     assert!(!advertises_behind_a_header(advertisement, B[1]));
     assert!(!advertises_behind_a_header(router, A[1]));
-    nft("flush set bridge podspan guarded");
+    unguard(&node, &a);
     assert!(
         advertises(advertisement, B[1]) && advertises(router, A[1]) && advertises(redirect, A[1])
     );
@@ -276,6 +364,162 @@ fn with_hop_by_hop_header(ends: [&str; 2], message: &[u8]) -> Vec<u8> {
     let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
     packet[begin + 2..begin + 4].copy_from_slice(&sum.to_be_bytes());
     packet
+}
+
+/// Sends whole frames, as hexadecimal digits on standard input, a line each.
+const SEND: &str = "
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(('eth0', 0))
+for line in sys.stdin:
+    s.send(bytes.fromhex(line))
+";
+
+/// Which of the frames of `sender` come to `receiver`, whole.
+fn arriving(sender: &Pod, receiver: &Pod, frames: &[Vec<u8>]) -> Vec<bool> {
+    let every_protocol =
+        rustix::net::Protocol::from_raw(u32::from(3u16.to_be()).try_into().unwrap());
+    let socket = receiver.run(|| {
+        let (family, kind) = (AddressFamily::PACKET, SocketType::RAW);
+        rustix::net::socket(family, kind, Some(every_protocol)).unwrap()
+    });
+    let timeout = rustix::net::sockopt::Timeout::Recv;
+    rustix::net::sockopt::set_socket_timeout(&socket, timeout, Some(PATIENCE)).unwrap();
+    let hex = |frame: &Vec<u8>| {
+        frame
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let lines: Vec<_> = frames.iter().map(hex).collect();
+    sender.run(|| {
+        let mut python = std::process::Command::new("python3")
+            .args(["-c", SEND])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = python.stdin.take().unwrap();
+        input.write_all(lines.join("\n").as_bytes()).unwrap();
+        drop(input);
+        assert!(python.wait().unwrap().success());
+    });
+    let mut arrived = vec![false; frames.len()];
+    let mut buffer = [0; 2048];
+    while let Ok((length, _)) = rustix::net::recv(&socket, &mut buffer, RecvFlags::empty()) {
+        for (frame, arrived) in frames.iter().zip(&mut arrived) {
+            // The kernel tells of a VLAN tag beside the frame.
+            let untagged = [&frame[..12], &frame[frame.len().min(16)..]].concat();
+            let is_tagged = [[0x81, 0], [0x88, 0xa8]]
+                .iter()
+                .any(|tag| frame[12..14] == *tag);
+            *arrived |=
+                buffer[..length] == frame[..] || is_tagged && buffer[..length] == untagged[..];
+        }
+    }
+    arrived
+}
+
+/// A frame from the first pod's MAC address to the second one's.
+fn frame(ether_type: u16, packet: &[u8]) -> Vec<u8> {
+    let mac = |text: &str| -> Vec<u8> {
+        text.split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+            .collect()
+    };
+    [
+        &mac(B[2])[..],
+        &mac(A[2]),
+        &ether_type.to_be_bytes(),
+        packet,
+    ]
+    .concat()
+}
+
+#[test]
+fn neither_tags_nor_headers_nor_the_end_of_a_frame_are_a_way_around() {
+    let (node, a, b) = pods(json!({}));
+    let ipv4 = |last: u8| -> Vec<u8> {
+        let head = [
+            0x45, 0, 0, 28, 0, 0, 0, 0, 64, 253, 0, 0, 10, 244, 1, last, 10, 244, 1, 3,
+        ];
+        [&head[..], &[last; 8]].concat()
+    };
+    let ipv6 = |source: &str, headers: usize, (next, payload): (u8, Vec<u8>)| -> Vec<u8> {
+        let first = if headers == 0 { next } else { 60 };
+        let mut packet = vec![0x60, 0, 0, 0, 0, 0, first, 255];
+        for ip in [source, B[1]] {
+            packet.extend(ip.parse::<Ipv6Addr>().unwrap().octets());
+        }
+        for left in (0..headers).rev() {
+            packet.extend([if left == 0 { next } else { 60 }, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        packet[5] = u8::try_from(packet.len() - 40 + payload.len()).unwrap();
+        [packet, payload].concat()
+    };
+    let tagged = |tag: u16, ether_type: u16, packet: Vec<u8>| {
+        let inner = [&[0, 7][..], &ether_type.to_be_bytes(), &packet].concat();
+        (tag, inner)
+    };
+    let of = |(ether_type, packet): (u16, Vec<u8>)| frame(ether_type, &packet);
+    let cut = |mut frame: Vec<u8>, length: usize| {
+        frame.truncate(length);
+        frame
+    };
+    let (router, neighbour) = (134, 136);
+    let twice = |packet| tagged(0x88a8, 0x8100, tagged(0x8100, 0x0800, packet).1);
+    let udp = (17, vec![0, 9, 0, 9, 0, 8, 0, 0]);
+    let passing = [
+        of((0x0800, ipv4(2))),
+        of(tagged(0x8100, 0x0800, ipv4(2))),
+        of(tagged(0x88a8, 0x0800, ipv4(2))),
+        of((0x86dd, ipv6(A[1], 0, udp.clone()))),
+        of((0x86dd, ipv6(A[1], 4, udp.clone()))),
+        of((0x86dd, ipv6(A[1], 4, (58, about(neighbour, A[1]))))),
+        of((0x88b5, vec![7; 40])),
+        cut(of((0x88b5, vec![])), 14),
+    ];
+    let dropped = [
+        of((0x0800, ipv4(66))),
+        of(tagged(0x8100, 0x0800, ipv4(66))),
+        of(tagged(0x88a8, 0x0800, ipv4(66))),
+        of(twice(ipv4(66))),
+        of(twice(ipv4(2))),
+        of((0x86dd, ipv6("fd00:10:244:1::66", 1, udp.clone()))),
+        of((0x86dd, ipv6(A[1], 5, udp))),
+        of((0x86dd, ipv6(A[1], 4, (58, about(neighbour, B[1]))))),
+        of((0x86dd, ipv6(A[1], 4, (58, about(router, A[1]))))),
+        of((0x86dd, ipv6(A[1], 5, (58, about(router, A[1]))))),
+        of(tagged(
+            0x8100,
+            0x86dd,
+            ipv6(A[1], 1, (58, about(router, A[1]))),
+        )),
+        // A program whose load fails ends with what lets a frame pass.
+        cut(of((0x0800, ipv4(66))), 33),
+        cut(of((0x0806, vec![0; 46])), 41),
+        cut(of((0x86dd, ipv6("fd00:10:244:1::66", 0, (58, vec![])))), 53),
+        cut(
+            of((0x86dd, ipv6(A[1], 0, (58, about(neighbour, B[1]))))),
+            77,
+        ),
+        cut(of((0x86dd, ipv6(A[1], 1, (58, about(router, A[1]))))), 61),
+        cut(of((0x86dd, ipv6(A[1], 1, (58, about(router, A[1]))))), 62),
+    ];
+    // Of this namespace alone; it drops what is cut, too.
+    for family in ["ip", "ip6"] {
+        let key = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
+        if std::path::Path::new(&key).exists() {
+            std::fs::write(key, "0").unwrap();
+        }
+    }
+    assert_eq!(arriving(&a, &b, &passing), vec![true; passing.len()]);
+    assert_eq!(arriving(&a, &b, &dropped), vec![false; dropped.len()]);
+    unguard(&node, &a);
+    assert_eq!(
+        arriving(&a, &b, &dropped),
+        vec![true; dropped.len()],
+        "the test would see it"
+    );
 }
 
 #[test]
@@ -348,7 +592,7 @@ fn duplicates_of_a_guarded_pod_s_own_addresses_are_found_and_others_are_not_dist
     };
     a.run(|| std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "1").unwrap());
     assert!(!solicit(B[1]), "nobody heard it, so nobody said no");
-    nft("flush set bridge podspan guarded");
+    unguard(&node, &a);
     assert!(solicit(B[1]), "the test would see it");
 }
 
@@ -397,17 +641,25 @@ fn under_the_name_bridge_nothing_is_guarded_unless_asked_for() {
         node.add(container, &pod, &node.conf(keys)).expect_ok();
         pod
     };
-    let _pod = served("c1", json!({}));
-    assert_eq!(node.filtered(), Vec::<String>::new());
+    let pod = served("c1", json!({}));
+    let of_pod = port(&node, &pod);
+    assert_eq!(
+        tc(&format!("filter show dev {of_pod} ingress")),
+        Vec::<Value>::new()
+    );
+    let data = &node.ns.ip(&format!("-d link show {of_pod}"))[0]["linkinfo"]["info_slave_data"];
+    assert_eq!([&data["learning"], &data["flood"]], [true, true]);
+    for (container, keys) in [
+        ("c2", json!({"antiSpoof": true})),
+        ("c3", json!({"macspoofchk": true})),
+    ] {
+        let other = served(container, keys);
+        assert!(is_guarded(&port(&node, &other)));
+    }
+    // It takes no rule, for any of them.
     assert_eq!(
         nft("list tables"),
         "table inet foreign\ntable bridge foreign\n"
-    );
-    let _other = served("c2", json!({"antiSpoof": true}));
-    assert!(
-        node.filtered()
-            .iter()
-            .any(|text| text.starts_with("port_mac_ip6"))
     );
 }
 
@@ -418,37 +670,47 @@ fn t28_check_names_what_the_guard_lacks() {
     let added = node.add("c1", &pod, &conf).expect_ok();
     let conf = node.with_prev(&conf, &added);
     node.check("c1", &pod, &conf).expect_ok();
-    let port = node.pod_links().pop().unwrap();
-    for (set, key, told) in [
+    let port = port(&node, &pod);
+    let other = "2,6 0 0 4294967295,6 0 0 0,";
+    for (break_it, mend_it, told) in [
         (
-            "guarded",
-            format!("\"{port}\""),
-            format!("\"{port}\" is missing in set bridge podspan guarded"),
+            format!("tc filter replace dev {port} ingress pref 1 handle 1 bpf da bytecode {other}"),
+            None,
+            format!(
+                "the guard against spoofing on host veth {port} is not that of {} {} {}",
+                A[2], A[0], A[1]
+            ),
         ),
         (
-            "port_mac",
-            format!("\"{port}\" . {}", A[2]),
-            format!("{} is missing in set bridge podspan port_mac", A[2]),
+            format!("tc filter del dev {port} ingress"),
+            None,
+            format!("host veth {port} has no guard against spoofing"),
         ),
         (
-            "port_mac_ip6",
-            format!("\"{port}\" . {} . {}", A[2], A[1]),
-            format!("{} is missing in set bridge podspan port_mac_ip6", A[1]),
+            format!("tc qdisc del dev {port} clsact"),
+            None,
+            format!("host veth {port} has no guard against spoofing"),
+        ),
+        (
+            format!("bridge fdb del {} dev {port} master", A[2]),
+            None,
+            format!("no static entry that {} is behind host veth {port}", A[2]),
+        ),
+        (
+            format!("ip link set {port} type bridge_slave learning on"),
+            Some(format!("ip link set {port} type bridge_slave learning off")),
+            format!("host veth {port} has learning on"),
+        ),
+        (
+            format!("ip link set {port} type bridge_slave flood on"),
+            None,
+            format!("host veth {port} has flood on"),
         ),
     ] {
-        nft(&format!("delete element bridge podspan {set} {{ {key} }}"));
+        run_words(&break_it, other);
         let (code, text) = node.check("c1", &pod, &conf).expect_error();
         assert!(code == 103 && text.contains(&told), "{code} {text}");
-    }
-    nft("delete table bridge podspan");
-    let (_, text) = node.check("c1", &pod, &conf).expect_error();
-    for told in [
-        "the rules of set bridge podspan rules_guard_3",
-        "record",
-        "guarded",
-        "port_mac_ip4",
-    ] {
-        assert!(text.contains(told), "{told}: {text}");
+        mend_it.iter().for_each(|command| run_words(command, other));
     }
     node.del("c1", &conf).expect_ok();
     node.assert_clean("after DEL");

@@ -11,10 +11,9 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Node, Pod, run};
+use harness::{Node, Pod, is_guarded, run, tc};
 use podspan_cni::attachment::{AttachmentId, IfbMaker};
 use serde_json::{Value, json};
 
@@ -24,16 +23,6 @@ const RATE: u64 = 40_000_000;
 fn limits() -> Value {
     json!({"bandwidth": {"ingressRate": RATE, "ingressBurst": 800_000,
                          "egressRate": RATE, "egressBurst": 800_000}})
-}
-
-fn tc(arguments: &str) -> Vec<Value> {
-    let output = Command::new("tc")
-        .arg("-j")
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "tc {arguments}: {output:?}");
-    serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
 /// The qdiscs of that kind on a link of this thread's namespace.
@@ -126,7 +115,14 @@ fn an_attachment_with_limits_has_its_qdiscs_and_an_ifb_device_and_del_takes_all(
                 (&json!(RATE / 8), &json!(100_000))
             );
         }
-        assert_eq!(qdiscs(&host_veth, "ingress").len(), 1);
+        // The guard comes first.
+        assert_eq!(qdiscs(&host_veth, "clsact").len(), 1);
+        let mut order: Vec<_> = tc(&format!("filter show dev {host_veth} ingress"))
+            .iter()
+            .map(|filter| format!("{} {}", filter["pref"], filter["kind"]))
+            .collect();
+        order.dedup();
+        assert_eq!(order, ["1 \"bpf\"", "2 \"u32\""]);
         node.del("c1", &node.with_prev(&conf, &added)).expect_ok();
         node.assert_clean("DEL");
         node.del("c1", &conf).expect_ok();
@@ -232,7 +228,7 @@ fn t28_check_verifies_the_limits() {
         &format!("ifb device {ifb} does not send as tbf"),
     );
     deviate(
-        &|| run_tc(format!("qdisc del dev {host_veth} ingress")),
+        &|| run_tc(format!("filter del dev {host_veth} ingress pref 2")),
         "does not go through ifb device",
     );
     deviate(
@@ -243,6 +239,20 @@ fn t28_check_verifies_the_limits() {
         &|| _ = node.ns.ip(&format!("link set {ifb} down")),
         "is down",
     );
+}
+
+#[test]
+fn without_a_guard_the_limit_has_a_qdisc_of_its_own() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({"antiSpoof": false, "runtimeConfig": limits()}));
+    let added = node.add("c1", &pod, &conf).expect_ok();
+    let (host_veth, _) = names("net");
+    assert_eq!(qdiscs(&host_veth, "ingress").len(), 1);
+    assert!(!is_guarded(&host_veth));
+    node.check("c1", &pod, &node.with_prev(&conf, &added))
+        .expect_ok();
+    node.del("c1", &conf).expect_ok();
+    node.assert_clean("DEL");
 }
 
 #[test]

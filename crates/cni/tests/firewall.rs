@@ -71,10 +71,7 @@ fn firewall(node: &Node, command: (&str, &str), pod: Option<&Pod>, conf: &Value)
 
 /// A pod on a bridge behind `firewall`, and what that one was told.
 fn attach(node: &Node, container: &str, pod: &Pod, conf: (Value, Value)) -> (Answer, Value) {
-    let mut attached = node.conf(conf.0);
-    // The guard is the other plugin's, and makes rules with each pod.
-    attached["antiSpoof"] = json!(false);
-    let added = node.add(container, pod, &attached).expect_ok();
+    let added = node.add(container, pod, &node.conf(conf.0)).expect_ok();
     let conf = behind(&added.json, conf.1);
     (
         firewall(node, ("ADD", container), Some(pod), &conf).expect_ok(),

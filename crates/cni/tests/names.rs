@@ -12,7 +12,7 @@ mod harness;
 use std::process::Command;
 
 use harness::kill::{self, points};
-use harness::{Answer, Node, Pod, run, run_raw};
+use harness::{Answer, Node, Pod, is_guarded, run, run_raw};
 use podspan_cni::attachment::{AttachmentId, IfbMaker};
 use serde_json::{Value, json};
 
@@ -62,6 +62,15 @@ fn qdiscs(link: &str) -> Vec<String> {
         .iter()
         .map(|qdisc| qdisc["kind"].as_str().unwrap().to_owned());
     kinds.filter(|kind| kind != "noqueue").collect()
+}
+
+/// The kinds of what judges or redirects what the link receives, in order.
+fn filters(link: &str) -> Vec<String> {
+    let all = harness::tc(&format!("filter show dev {link} ingress"));
+    let kinds = all.iter().map(|filter| filter["kind"].as_str());
+    let mut kinds: Vec<_> = kinds.map(|kind| kind.unwrap().to_owned()).collect();
+    kinds.dedup();
+    kinds
 }
 
 fn static_conf(ipam: Value) -> Value {
@@ -216,7 +225,9 @@ fn t19_bandwidth_limits_the_peer_of_the_pod_s_interface_and_adds_its_device_to_t
         .unwrap()
         .push(json!({"name": ifb, "mac": mac, "mtu": 1500}));
     assert_eq!(limited.json, expected);
-    assert_eq!(qdiscs(&host_veth), ["tbf", "ingress"]);
+    // The guard of the plugin before stands first, and stays.
+    assert_eq!(qdiscs(&host_veth), ["tbf", "clsact"]);
+    assert!(is_guarded(&host_veth));
     assert_eq!(qdiscs(&ifb), ["tbf"]);
     assert_eq!(
         node.ns.ip(&format!("link show {ifb}"))[0]["ifalias"],
@@ -235,11 +246,26 @@ fn t19_bandwidth_limits_the_peer_of_the_pod_s_interface_and_adds_its_device_to_t
     let bare = json!({"cniVersion": "1.1.0", "name": "net"});
     for _ in 0..2 {
         call(&node, "bandwidth", ("DEL", None), &bare).expect_ok();
-        assert_eq!(qdiscs(&host_veth), Vec::<String>::new());
+        assert_eq!(qdiscs(&host_veth), ["clsact"]);
+        assert_eq!(filters(&host_veth), ["bpf"]);
         assert_eq!(node.pod_links(), [host_veth.as_str()]);
     }
     node.del("c1", &node.conf(json!({}))).expect_ok();
     call(&node, "bandwidth", ("DEL", None), &bare).expect_ok();
+    node.assert_clean("DEL of both");
+    // Behind a plugin that guards nobody, what it made goes whole.
+    let added = node
+        .add("c1", &pod, &node.conf(json!({"antiSpoof": false})))
+        .expect_ok();
+    let conf = chained(
+        json!({"egressRate": 16_000_000, "egressBurst": 800_000}),
+        &added,
+    );
+    call(&node, "bandwidth", ("ADD", Some(&pod)), &conf).expect_ok();
+    assert_eq!(qdiscs(&host_veth), ["ingress"]);
+    call(&node, "bandwidth", ("DEL", None), &bare).expect_ok();
+    assert_eq!(qdiscs(&host_veth), Vec::<String>::new());
+    node.del("c1", &node.conf(json!({}))).expect_ok();
     node.assert_clean("DEL of both");
     node.assert_foreign_survives();
 }
@@ -371,10 +397,12 @@ fn a_failed_add_of_bandwidth_or_tuning_leaves_all_as_it_was() {
     let (node, pod) = (Node::new(), Pod::new());
     let added = node.add("c1", &pod, &node.conf(json!({}))).expect_ok();
     let links = node.pod_links();
+    let judged = (qdiscs(&links[0]), filters(&links[0]));
     let limits = json!({"ingressRate": 8_000_000, "ingressBurst": 800_000,
                         "egressRate": 16_000_000, "egressBurst": 800_000});
     add_to_nobody(&node, "bandwidth", &pod, &chained(limits, &added));
-    assert_eq!((node.pod_links(), qdiscs(&links[0])), (links, Vec::new()));
+    assert_eq!((qdiscs(&links[0]), filters(&links[0])), judged);
+    assert_eq!(node.pod_links(), links);
 
     let before = pod.ip("-d link show eth0");
     let backups = node.data.path().join("backups");
@@ -875,6 +903,7 @@ fn add_of_bandwidth_and_tuning_killed_at_any_system_call_and_then_del_leaves_not
     let (node, pod) = (Node::new(), Pod::new());
     let added = node.add("c1", &pod, &node.conf(json!({}))).expect_ok();
     let (links, before) = (node.pod_links(), pod.ip("-d link show eth0"));
+    let judged = (qdiscs(&links[0]), filters(&links[0]));
     let limits = json!({"ingressRate": 8_000_000, "ingressBurst": 800_000,
                         "egressRate": 16_000_000, "egressBurst": 800_000});
     add_killed_and_then_del(
@@ -882,11 +911,9 @@ fn add_of_bandwidth_and_tuning_killed_at_any_system_call_and_then_del_leaves_not
         ("bandwidth", &pod),
         &chained(limits, &added),
         &|context| {
-            assert_eq!(
-                (node.pod_links(), qdiscs(&links[0])),
-                (links.clone(), Vec::new()),
-                "{context}"
-            );
+            assert_eq!(node.pod_links(), links, "{context}");
+            let now = (qdiscs(&links[0]), filters(&links[0]));
+            assert_eq!(now, judged, "{context}");
         },
     );
     let backups = node.data.path().join("backups");

@@ -364,7 +364,7 @@ fn a_port_that_was_lost_without_a_record_is_taken_over() {
     nft("add element inet podspan host_ports4 { tcp . 80 : 10.9.9.9 . 9 }");
     node.add("b", &pod, &conf).expect_ok();
     assert!(At::Node.seen("10.244.1.1:80", &pod.listen()).is_some());
-    nft("flush map inet podspan host_ports4; flush set bridge podspan guarded");
+    nft("flush map inet podspan host_ports4");
     node.del("b", &conf).expect_ok();
     node.assert_clean("after somebody else's hand, then DEL");
     node.add("c", &pod, &conf).expect_ok();
@@ -554,11 +554,7 @@ fn t29_gc_finds_lost_ports_of_this_network_whose_link_and_addresses_are_gone() {
             .filter(|text| text.starts_with("record "))
             .count()
     };
-    assert_eq!(
-        (records(&all), records(&left)),
-        (6, 4),
-        "two tables each: {left:?}"
-    );
+    assert_eq!((records(&all), records(&left)), (3, 2), "{left:?}");
     let of_ports = left.iter().filter(|text| text.starts_with("host_ports4"));
     let left: Vec<_> = of_ports
         .map(|text| [",80]", ",81]", ",90]"].map(|port| text.contains(port)))
@@ -621,8 +617,7 @@ fn an_add_tells_the_kernel_the_same_however_many_pods_there_are() {
             "add set inet podspan pod{pod:012x} {{ type mark; comment \"net/x{pod}/eth0\"; }}\n\
              add element inet podspan pod{pod:012x} {{ 0 comment \"masquerade4 {ip}\" }}\n\
              add element inet podspan masquerade4 {{ {ip} }}\n\
-             add element inet podspan host_ports4 {{ tcp . {} : {ip} . 80 }}\n\
-             add element bridge podspan guarded {{ \"pod{pod:012x}\" }}\n",
+             add element inet podspan host_ports4 {{ tcp . {} : {ip} . 80 }}\n",
             20_000 + pod
         );
     }

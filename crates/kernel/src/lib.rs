@@ -4,9 +4,11 @@
 //! crate knows no pods, no CNI and no Kubernetes, decides nothing, and never runs another program.
 
 mod address;
+mod classifier;
 pub mod conntrack;
 pub mod echo;
 mod error;
+mod fdb;
 mod link;
 mod monitor;
 mod names;
@@ -27,6 +29,7 @@ mod vlan;
 mod vxlan;
 
 pub use address::Address;
+pub use classifier::{Instruction, Verdict};
 pub use error::{Error, Result, errno_text};
 pub use link::{BridgeVlans, Link, LinkChange, LinkGroup, LinkKey, VethEnd, VethPair};
 pub use monitor::{LinkSet, Monitor};

@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeBooleanOptionFlags, BridgeBooleanOptions, In6AddrGenMode,
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkProtoInfoBridge,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage, LinkProtoInfoBridge,
 };
 
 use crate::error::Result;
@@ -51,6 +51,10 @@ pub struct Link {
     pub hairpin: bool,
     /// For a bridge port: see [`LinkChange::isolated`].
     pub isolated: bool,
+    /// For a bridge port: see [`LinkChange::learning`].
+    pub learning: bool,
+    /// For a bridge port: see [`LinkChange::flood`].
+    pub flood: bool,
     /// For one end of a veth pair: the index of the other, in its own network namespace.
     pub peer: Option<u32>,
     /// Takes in every frame, as somebody asked for (`IFF_PROMISC`).
@@ -133,6 +137,11 @@ pub struct LinkChange<'a> {
     pub hairpin: Option<bool>,
     /// For a bridge port: it exchanges packets only with ports that are not isolated, and with the bridge itself.
     pub isolated: Option<bool>,
+    /// For a bridge port: the bridge learns from its frames who is behind it.
+    pub learning: Option<bool>,
+    /// For a bridge port: it is sent frames to Ethernet addresses that the bridge does not know. Groups and broadcast are
+    /// another matter.
+    pub flood: Option<bool>,
     /// Take in every frame, whomever it is for, or no longer.
     pub promiscuous: Option<bool>,
     /// Take in every multicast frame, or no longer.
@@ -177,7 +186,12 @@ impl std::fmt::Display for LinkChange<'_> {
                 write!(f, " {word} {}", if on { "on" } else { "off" })?;
             }
         }
-        let port = [("hairpin", self.hairpin), ("isolated", self.isolated)];
+        let port = [
+            ("hairpin", self.hairpin),
+            ("isolated", self.isolated),
+            ("learning", self.learning),
+            ("flood", self.flood),
+        ];
         if port.iter().any(|(_, value)| value.is_some()) {
             f.write_str(" type bridge_slave")?;
         }
@@ -270,9 +284,6 @@ impl Netlink {
 
     /// Makes a bridge that is up and whose MAC address is `mac` and stays so, whatever ports it gets.
     ///
-    /// It does not learn from frames to link-local groups (01:80:c2:00:00:0x), some of which no filter ever sees
-    /// (`br_handle_frame`, LLDP); before Linux 5.0 it does.
-    ///
     /// Its MTU follows its ports until [`Self::set_link`] sets one: an MTU in this message would not count as set
     /// (`BROPT_MTU_SET_BY_USER` in `net/bridge/br_device.c`).
     ///
@@ -284,15 +295,7 @@ impl Netlink {
         message.header.change_mask = LinkFlags::Up;
         message.attributes.extend([
             LinkAttribute::IfName(name.to_string()),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Bridge),
-                LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MultiBoolOpt(
-                    BridgeBooleanOptions {
-                        value: BridgeBooleanOptionFlags::NoLinkLocalLearn,
-                        mask: BridgeBooleanOptionFlags::NoLinkLocalLearn,
-                    },
-                )])),
-            ]),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
             LinkAttribute::Address(mac.0.to_vec()),
         ]);
         self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
@@ -364,6 +367,8 @@ impl Netlink {
         attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         let port: Vec<_> = (change.hairpin.map(InfoBridgePort::HairpinMode).into_iter())
             .chain(change.isolated.map(InfoBridgePort::Isolated))
+            .chain(change.learning.map(InfoBridgePort::Learning))
+            .chain(change.flood.map(InfoBridgePort::UnicastFlood))
             .collect();
         if !port.is_empty() {
             attributes.push(LinkAttribute::LinkInfo(vec![

@@ -7,9 +7,14 @@
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, ParseableParametrized,
+    NetlinkMessage, NetlinkPayload, Parseable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::tc::TcMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -23,6 +28,13 @@ use crate::netns::Netns;
 const NLMSG_ERROR: u16 = 2;
 /// `NLMSG_DONE`: the end of a dump.
 const NLMSG_DONE: u16 = 3;
+/// Objects, as answers tell them (linux/rtnetlink.h).
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_NEWTFILTER: u16 = 44;
 /// `NLMSGERR_ATTR_MSG`: the kernel's words about an error.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// `sizeof(struct nlmsghdr)`.
@@ -295,8 +307,22 @@ impl Received<'_> {
         if let Some(outcome) = self.outcome() {
             return outcome.map(|()| Answer::Done);
         }
-        let object = Message::parse_with_param(self.payload, self.kind);
-        Ok(Answer::Object(object.ok()))
+        Ok(Answer::Object(self.object()))
+    }
+
+    /// The object, where it is of a kind that is asked for here. The codec knows many more, which would all be in the
+    /// executable.
+    fn object(&self) -> Option<Message> {
+        let bytes = self.payload;
+        Some(match self.kind {
+            RTM_NEWLINK => Message::NewLink(LinkMessage::parse(bytes).ok()?),
+            RTM_NEWADDR => Message::NewAddress(AddressMessage::parse(bytes).ok()?),
+            RTM_NEWROUTE => Message::NewRoute(RouteMessage::parse(bytes).ok()?),
+            RTM_NEWNEIGH => Message::NewNeighbour(NeighbourMessage::parse(bytes).ok()?),
+            RTM_NEWQDISC => Message::NewQueueDiscipline(TcMessage::parse(bytes).ok()?),
+            RTM_NEWTFILTER => Message::NewTrafficFilter(TcMessage::parse(bytes).ok()?),
+            _ => return None,
+        })
     }
 
     /// How the request ended, when this is its end and not an object.

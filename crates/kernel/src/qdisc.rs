@@ -39,8 +39,8 @@ const TC_LINKLAYER_ETHERNET: u8 = 1;
 const TC_U32_TERMINAL: u8 = 1;
 /// `ETH_P_ALL` (linux/if_ether.h): packets of every protocol.
 const ETH_P_ALL: u16 = 3;
-/// The place of our filter among those of a link.
-const PRIORITY: u32 = 1;
+/// The place of our filter among those of a link: behind a program that drops (see `classifier`).
+const PRIORITY: u16 = 2;
 /// The handle of the token bucket: `1:`.
 const TBF_HANDLE: TcHandle = TcHandle { major: 1, minor: 0 };
 /// The handle that an ingress qdisc always has: `ffff:`.
@@ -49,7 +49,7 @@ const INGRESS_HANDLE: TcHandle = TcHandle {
     minor: 0,
 };
 /// The parent of filters of received packets (`TC_H_MIN_INGRESS`, linux/pkt_sched.h).
-const INGRESS_FILTERS: TcHandle = TcHandle {
+pub(crate) const INGRESS_FILTERS: TcHandle = TcHandle {
     major: 0xffff,
     minor: TcHandle::MIN_INGRESS,
 };
@@ -237,16 +237,9 @@ impl Netlink {
     /// # Errors
     /// Not found, when one of the links or `u32` or `mirred` is not there; what the kernel answered.
     pub fn ensure_redirect(&mut self, from: u32, to: u32) -> Result<()> {
-        let mut ingress = message(from, INGRESS_HANDLE, TcHandle::INGRESS);
-        ingress.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
-        let action = || format!("add qdisc of link {from} ingress");
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.change(Message::NewQueueDiscipline(ingress), flags, action) {
-            Err(error) if !error.is_exists() => return Err(error),
-            _ => {}
-        }
+        self.ensure_ingress(from, "ingress")?;
         let mut filter = message(from, FILTER_HANDLE, INGRESS_FILTERS);
-        filter.header.info = PRIORITY << 16 | u32::from(ETH_P_ALL.to_be());
+        filter.header.info = every_protocol(PRIORITY);
         filter.attributes = vec![
             TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
             TcAttribute::Options(redirect(to)),
@@ -256,14 +249,42 @@ impl Netlink {
         })
     }
 
-    /// Removes the redirection of what a link receives; that there is none, or no such link, is fine.
+    /// The place for filters of what a link receives. Both kinds, `ingress` and `clsact`, have the same handle, and what is
+    /// there serves.
+    pub(crate) fn ensure_ingress(&mut self, link: u32, kind: &str) -> Result<()> {
+        let mut ingress = message(link, INGRESS_HANDLE, TcHandle::INGRESS);
+        ingress.attributes = vec![TcAttribute::Kind(kind.to_owned())];
+        let action = || format!("add qdisc of link {link} {kind}");
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match self.change(Message::NewQueueDiscipline(ingress), flags, action) {
+            Err(error) if !error.is_exists() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the redirection of what a link receives; that there is none, or no such link, is fine. A qdisc `clsact` stays,
+    /// with what else stands in it.
     ///
     /// # Errors
-    /// EINVAL when the link's ingress is of another kind; what the kernel answered.
+    /// What the kernel answered.
     pub fn remove_redirect(&mut self, from: u32) -> Result<()> {
-        let mut message = message(from, INGRESS_HANDLE, TcHandle::INGRESS);
-        message.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
-        self.remove(message, || format!("delete qdisc of link {from} ingress"))
+        if self.redirect_of(from)?.is_some() {
+            let mut filter = message(from, FILTER_HANDLE, INGRESS_FILTERS);
+            filter.header.info = every_protocol(PRIORITY);
+            filter.attributes = vec![TcAttribute::Kind(TcFilterU32::KIND.to_owned())];
+            let action = || format!("delete filter of link {from} ingress");
+            match self.change(Message::DelTrafficFilter(filter), 0, action) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        let mut ingress = message(from, INGRESS_HANDLE, TcHandle::INGRESS);
+        ingress.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+        match self.remove(ingress, || format!("delete qdisc of link {from} ingress")) {
+            // The other kind.
+            Err(error) if error.errno() == Errno::INVAL => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Deletes a qdisc of the kind that the message names.
@@ -332,7 +353,12 @@ fn redirected_to(filter: &TcMessage) -> Option<u32> {
     })
 }
 
-fn message(link: u32, handle: TcHandle, parent: TcHandle) -> TcMessage {
+/// `tcm_info` of a filter for frames of every protocol.
+pub(crate) fn every_protocol(priority: u16) -> u32 {
+    u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be())
+}
+
+pub(crate) fn message(link: u32, handle: TcHandle, parent: TcHandle) -> TcMessage {
     let header = TcHeader {
         index: link.cast_signed(),
         handle,
@@ -509,7 +535,7 @@ mod tests {
             assert_eq!(ours.len(), 1, "{filters}");
             assert_eq!(
                 (&ours[0]["protocol"], &ours[0]["pref"]),
-                (&"all".into(), &1.into())
+                (&"all".into(), &2.into())
             );
             let action = &ours[0]["options"]["actions"][0];
             assert_eq!(action["kind"], "mirred");

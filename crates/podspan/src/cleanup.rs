@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use podspan_cni::attachment::{AttachmentId, MARK, NetworkName};
-use podspan_cni::filter::TABLES;
+use podspan_cni::filter::INET;
 use podspan_cni::forwarding;
 use podspan_cni::ipam::{Ipam, boot_id};
 use podspan_cni::program::install::uninstall;
@@ -157,20 +157,18 @@ impl Cleanup {
         }
     }
 
-    /// The tables of ours, where there are any; a kernel without nftables has none.
+    /// The table of ours, where it is; a kernel without nftables has none.
     fn packet_filter(&mut self) {
         let Ok(mut nft) = Nft::open() else { return };
-        for table in TABLES {
-            if !matches!(nft.has_table(table), Ok(true)) {
-                continue;
-            }
-            let mut batch = Batch::new();
-            batch.delete_table(table);
-            self.note(
-                format!("nft table {table}"),
-                nft.commit(batch).map_err(Into::into),
-            );
+        if !matches!(nft.has_table(INET), Ok(true)) {
+            return;
         }
+        let mut batch = Batch::new();
+        batch.delete_table(INET);
+        self.note(
+            format!("nft table {INET}"),
+            nft.commit(batch).map_err(Into::into),
+        );
     }
 
     /// What lets pods through in the tables that iptables keeps.
@@ -273,7 +271,7 @@ mod tests {
         ns.ip("-6 route add fd00:10:244:2::/64 via fd00:192::12 proto 112");
         ns.ip("route add 10.9.0.0/24 via 192.168.1.12 proto static");
         nft(
-            "add table inet foreign; add chain inet foreign c1; add table inet podspan; add table bridge podspan; \
+            "add table inet foreign; add chain inet foreign c1; add table inet podspan; \
               add table ip podspan; add table bridge foreign; \
               add table ip filter; add chain ip filter CNI-ADMIN; add chain ip filter PODSPAN-FORWARD; \
               add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; \
@@ -294,7 +292,6 @@ mod tests {
             "route 10.244.2.0/24 via 192.168.1.12 proto 112".to_owned(),
             "route fd00:10:244:2::/64 via fd00:192::12 proto 112".to_owned(),
             "nft table inet podspan".to_owned(),
-            "nft table bridge podspan".to_owned(),
             "nft chain ip filter PODSPAN-FORWARD".to_owned(),
             "nft chain ip filter PODSPAN-AGENT".to_owned(),
             "nft chain ip6 filter PODSPAN-FORWARD".to_owned(),

@@ -180,11 +180,10 @@ pub fn adopt(batch: &mut Batch, (veth, attachment): (&IfName, &str), subject: Su
         towards: None,
         masquerade: Vec::new(),
         ports: HostPorts::default(),
-        guard: None,
         policy: Some(subject),
     };
     let plan = wanted.plan();
-    record::extend(batch, (&wanted, INET), &plan);
+    record::extend(batch, &wanted, &plan);
     for chain in &plan.chains {
         chain.create(batch);
     }

@@ -6,9 +6,9 @@
 //! pe_pod0123456789ab`. What cannot be read is of a later version, and is left to that.
 
 use podspan_kernel::IfName;
-use podspan_kernel::nft::{Batch, Element, Set, Table, Type, Value};
+use podspan_kernel::nft::{Batch, Element, Set, Type, Value};
 
-use super::{Entry, INET, Plan, TABLES, Wanted, guard, masquerade, policy, ports};
+use super::{Entry, INET, Plan, Wanted, masquerade, policy, ports};
 
 /// What begins the comment that names the link of the attachment, where it has not the record's own name.
 const LINK: &str = "link";
@@ -23,7 +23,6 @@ const HOST_VETH: &str = "pod";
 
 /// A record as it was found.
 pub(super) struct Record {
-    pub table: Table<'static>,
     pub name: IfName,
     /// The link that the attachment lives and dies with.
     pub link: Option<IfName>,
@@ -34,41 +33,35 @@ pub(super) struct Record {
 }
 
 /// The record's set.
-pub(super) fn set<'a>(table: Table<'a>, name: &'a str) -> Set<'a> {
-    Set::of(table, name, &[Type::Mark])
+pub(super) fn set(name: &str) -> Set<'_> {
+    Set::of(INET, name, &[Type::Mark])
 }
 
 /// The number of the first element of what was added to a record later.
 const LATER: u32 = 1 << 31;
 
-/// Makes the records of an attachment, which must not be there yet.
+/// Makes the record of an attachment, which must not be there yet.
 pub(super) fn create(batch: &mut Batch, wanted: &Wanted, plan: &Plan) {
-    for table in TABLES {
-        let mut texts = texts(table, plan);
-        if texts.is_empty() {
-            continue;
-        }
-        if let Some(link) = wanted.link.as_ref().filter(|link| **link != wanted.record) {
-            texts.push(format!("{LINK} {link}"));
-        }
-        let record = set(table, wanted.record.as_str()).with_comment(wanted.attachment());
-        batch.create_set(&record);
-        write(batch, &record, (0, texts));
+    let mut texts = texts(plan);
+    if let Some(link) = wanted.link.as_ref().filter(|link| **link != wanted.record) {
+        texts.push(format!("{LINK} {link}"));
     }
+    let record = set(wanted.record.as_str()).with_comment(wanted.attachment());
+    batch.create_set(&record);
+    write(batch, &record, (0, texts));
 }
 
-/// Adds to the record of an attachment in a table, whether it has one or not; once.
-pub(super) fn extend(batch: &mut Batch, (wanted, table): (&Wanted, Table<'_>), plan: &Plan) {
-    let record = set(table, wanted.record.as_str()).with_comment(wanted.attachment());
+/// Adds to the record of an attachment, whether it has one or not; once.
+pub(super) fn extend(batch: &mut Batch, wanted: &Wanted, plan: &Plan) {
+    let record = set(wanted.record.as_str()).with_comment(wanted.attachment());
     batch.add_set(&record);
-    write(batch, &record, (LATER, texts(table, plan)));
+    write(batch, &record, (LATER, texts(plan)));
 }
 
-fn texts(table: Table<'_>, plan: &Plan) -> Vec<String> {
-    let entries = plan.own.iter().filter(|(set, _)| set.table == table);
-    let chains = plan.chains.iter().filter(|_| table == INET);
+fn texts(plan: &Plan) -> Vec<String> {
+    let chains = plan.chains.iter();
     let chains = chains.map(|chain| format!("{CHAIN}{}", chain.name));
-    entries.map(text).chain(chains).collect()
+    plan.own.iter().map(text).chain(chains).collect()
 }
 
 fn write(batch: &mut Batch, record: &Set<'_>, (first, texts): (u32, Vec<String>)) {
@@ -100,7 +93,7 @@ fn text((set, element): &Entry) -> String {
 }
 
 impl Record {
-    pub(super) fn read(table: Table<'static>, name: &IfName, elements: &[Element]) -> Self {
+    pub(super) fn read(name: &IfName, elements: &[Element]) -> Self {
         let comments = elements
             .iter()
             .filter_map(|element| element.comment.as_deref());
@@ -112,16 +105,15 @@ impl Record {
         let named = texts().find_map(|text| text.strip_prefix(LINK)?.trim().parse().ok());
         let own = Some(name).filter(|name| name.as_str().starts_with(HOST_VETH));
         Self {
-            table,
             name: name.clone(),
             link: named.or(own.cloned()),
             entries: texts()
-                .filter_map(|text| entry(table, text))
+                .filter_map(entry)
                 .map(|(set, element)| (set, element.comment(name.as_str())))
                 .collect(),
             chains: texts()
                 .filter_map(|text| text.strip_prefix(CHAIN))
-                .filter(|chain| table == INET && policy::veth_of(chain).is_some())
+                .filter(|chain| policy::veth_of(chain).is_some())
                 .map(str::to_owned)
                 .collect(),
         }
@@ -129,14 +121,10 @@ impl Record {
 }
 
 /// The element that a comment names.
-fn entry(table: Table<'static>, text: &str) -> Option<Entry> {
+fn entry(text: &str) -> Option<Entry> {
     let (name, key) = text.split_once(' ')?;
-    let all = masquerade::SETS
-        .iter()
-        .chain(&ports::SETS)
-        .chain(&policy::SETS)
-        .chain(&guard::SETS);
-    let set = { all }.find(|set| set.table == table && set.name == name)?;
+    let all = masquerade::SETS.iter().chain(&ports::SETS);
+    let set = { all.chain(&policy::SETS) }.find(|set| set.name == name)?;
     let fields: Vec<_> = key.split(" . ").collect();
     let values: Option<Vec<Value>> = (set.key.iter().zip(&fields))
         .map(|(field, text)| field.parse(text))
@@ -148,7 +136,6 @@ fn entry(table: Table<'static>, text: &str) -> Option<Entry> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BRIDGE, INET};
     use super::*;
 
     #[test]
@@ -163,7 +150,7 @@ mod tests {
             "host_ports4 tcp . 8080",
             "host_ip_ports6 fd00::1 . sctp . 9",
         ];
-        let record = Record::read(INET, &name, &comments(&texts));
+        let record = Record::read(&name, &comments(&texts));
         let again: Vec<_> = record.entries.iter().map(text).collect();
         assert_eq!(
             (again.as_slice(), record.link.as_ref()),
@@ -173,7 +160,7 @@ mod tests {
         let joined = join(texts.map(str::to_owned).to_vec());
         assert_eq!(joined.len(), 1);
         let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
-        let of_joined = Record::read(INET, &name, &comments(&joined)).entries;
+        let of_joined = Record::read(&name, &comments(&joined)).entries;
         assert_eq!(of_joined, record.entries);
         let many = join(vec!["x".repeat(125); 3]);
         assert_eq!(
@@ -192,16 +179,10 @@ mod tests {
             "bridges_of_tomorrow 7",
             "port_mac pod0 . 0a:00:00:00:00:01",
         ];
-        assert!(
-            Record::read(INET, &name, &comments(&strange))
-                .entries
-                .is_empty()
-        );
-        let guarded = Record::read(BRIDGE, &name, &comments(&strange[7..]));
-        assert_eq!(guarded.entries.len(), 1);
+        assert!(Record::read(&name, &comments(&strange)).entries.is_empty());
 
         let mapped: IfName = "map0123456789ab".parse().unwrap();
-        let link = |texts| Record::read(INET, &mapped, &comments(texts)).link;
+        let link = |texts| Record::read(&mapped, &comments(texts)).link;
         assert_eq!(link(&["link veth7"]), Some("veth7".parse().unwrap()));
         assert_eq!(link(&[]), None, "nobody knows");
     }

@@ -111,7 +111,6 @@ fn wanted(
             snat: keys.snat.unwrap_or(true),
             masquerade_all: keys.masq_all.unwrap_or(false),
         },
-        guard: None,
         policy: None,
     })
 }

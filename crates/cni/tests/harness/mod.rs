@@ -201,37 +201,35 @@ impl Node {
             .collect()
     }
 
-    /// What stands of attachments in the tables of the packet filter: each element as `<set> <element>`, and the records
+    /// What stands of attachments in the table of the packet filter: each element as `<set> <element>`, and the records
     /// themselves, and chains of their own; but not the links that lead to pods, which are nobody's. Sorted.
     pub fn filtered(&self) -> Vec<String> {
-        const SHARED: [&str; 5] = ["bridges", "host_port_links", "hairpin_links"];
+        const SHARED: [&str; 3] = ["bridges", "host_port_links", "hairpin_links"];
         let mut all = Vec::new();
-        for family in ["inet", "bridge"] {
-            let output = Command::new("nft")
-                .args(["-j", "list", "table", family, "podspan"])
-                .output()
-                .unwrap();
-            let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            for object in listed["nftables"].as_array().into_iter().flatten() {
-                if let Some(name) = object["chain"]["name"].as_str()
-                    && (name.starts_with("pe_") || name.starts_with("pi_"))
-                {
-                    all.push(format!("chain {name}"));
-                }
-                let set = if object["set"].is_null() {
-                    &object["map"]
-                } else {
-                    &object["set"]
-                };
-                let Some(name) = set["name"].as_str().filter(|name| !SHARED.contains(name)) else {
-                    continue;
-                };
-                if name.starts_with("pod") && name.len() == 15 || name.starts_with("map") {
-                    all.push(format!("record {name}"));
-                }
-                for element in set["elem"].as_array().into_iter().flatten() {
-                    all.push(format!("{name} {element}"));
-                }
+        let output = Command::new("nft")
+            .args(["-j", "list", "table", "inet", "podspan"])
+            .output()
+            .unwrap();
+        let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        for object in listed["nftables"].as_array().into_iter().flatten() {
+            if let Some(name) = object["chain"]["name"].as_str()
+                && (name.starts_with("pe_") || name.starts_with("pi_"))
+            {
+                all.push(format!("chain {name}"));
+            }
+            let set = if object["set"].is_null() {
+                &object["map"]
+            } else {
+                &object["set"]
+            };
+            let Some(name) = set["name"].as_str().filter(|name| !SHARED.contains(name)) else {
+                continue;
+            };
+            if name.starts_with("pod") && name.len() == 15 || name.starts_with("map") {
+                all.push(format!("record {name}"));
+            }
+            for element in set["elem"].as_array().into_iter().flatten() {
+                all.push(format!("{name} {element}"));
             }
         }
         all.sort();
@@ -304,6 +302,22 @@ pub fn nft(commands: &str) -> String {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "nft {commands}: {told}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `tc -j` says in this thread's namespace.
+#[track_caller]
+pub fn tc(arguments: &str) -> Vec<Value> {
+    let words = arguments.split_whitespace();
+    let output = Command::new("tc").arg("-j").args(words).output().unwrap();
+    assert!(output.status.success(), "tc {arguments}: {output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+/// True where a program judges first what the link receives.
+pub fn is_guarded(link: &str) -> bool {
+    let filters = tc(&format!("filter show dev {link} ingress"));
+    let first = filters.first();
+    first.is_some_and(|first| first["kind"] == "bpf" && first["pref"] == 1)
 }
 
 /// A machine beside the node, outside of the network: 203.0.113.2 and 2001:db8::2, the node being 1.

@@ -29,6 +29,8 @@ pub(super) fn read_link(message: LinkMessage) -> Link {
         vxlan: None,
         netfilter: None,
         isolated: false,
+        learning: false,
+        flood: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -44,6 +46,8 @@ pub(super) fn read_link(message: LinkMessage) -> Link {
                 LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                     link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
                     link.isolated = port.contains(&InfoBridgePort::Isolated(true));
+                    link.learning = port.contains(&InfoBridgePort::Learning(true));
+                    link.flood = port.contains(&InfoBridgePort::UnicastFlood(true));
                 }
                 LinkInfo::Data(InfoData::Bridge(bridge)) => {
                     link.vlans = read_vlans(&bridge);

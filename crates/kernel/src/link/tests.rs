@@ -129,16 +129,30 @@ fn a_veth_pair_is_made_in_one_step_with_its_peer_born_elsewhere() {
         up: true,
         alias: Some("podspan:test"),
         hairpin: Some(true),
+        learning: Some(false),
+        flood: Some(false),
         no_link_local: true,
         ..LinkChange::default()
     };
+    let before = netlink.link(&host).unwrap();
+    assert!(before.learning && before.flood);
     netlink.set_link(&host, change).unwrap();
     let link = netlink.link(&host).unwrap();
     assert!(link.up && link.is_veth() && link.hairpin && link.master == Some(bridge.index));
+    assert!(!link.learning && !link.flood);
+    assert_eq!(
+        change.to_string(),
+        " alias podspan:test addrgenmode none up type bridge_slave hairpin on learning off flood off"
+    );
     assert_eq!(link.alias.as_deref(), Some("podspan:test"));
     let seen = &ns.ip("-d link show pod0")[0];
     assert_eq!(seen["inet6_addr_gen_mode"], "none");
-    assert_eq!(seen["linkinfo"]["info_slave_data"]["hairpin"], true);
+    let port = &seen["linkinfo"]["info_slave_data"];
+    assert_eq!(port["hairpin"], true);
+    assert_eq!(
+        [&port["learning"], &port["flood"], &port["mcast_flood"]],
+        [false, false, true]
+    );
 
     netlink.remove_link(link.index).unwrap();
     netlink.remove_link(link.index).unwrap();

@@ -135,8 +135,6 @@ pub mod priority {
     pub const FILTER: i32 = 0;
     /// Translation of sources (`NF_IP_PRI_NAT_SRC`).
     pub const SRCNAT: i32 = 100;
-    /// Translation of destinations in the family bridge (`NF_BR_PRI_NAT_DST_BRIDGED`), the first of its usual ones.
-    pub const BRIDGE_DSTNAT: i32 = -300;
     /// Filters of the family bridge (`NF_BR_PRI_FILTER_BRIDGED`, linux/netfilter_bridge.h).
     pub const BRIDGE_FILTER: i32 = -200;
 }

@@ -30,7 +30,6 @@ pub(super) enum Layer {
     Any,
     Ipv4,
     Ipv6,
-    Arp,
     Icmp6,
 }
 
@@ -85,12 +84,6 @@ impl Field {
         layer: Layer::Any,
     };
 
-    /// `ether daddr`.
-    pub const ETHER_DADDR: Self = Self::payload(Header::Link, 0, 6);
-    /// `ether saddr`.
-    pub const ETHER_SADDR: Self = Self::payload(Header::Link, 6, 6);
-    /// `ether type`.
-    pub const ETHER_TYPE: Self = Self::payload(Header::Link, 12, 2);
     /// `ip saddr`.
     pub const IP_SADDR: Self = Self::payload(Header::Network, 12, 4).of(Layer::Ipv4);
     /// `ip daddr`.
@@ -101,18 +94,12 @@ impl Field {
     pub const IP6_DADDR: Self = Self::payload(Header::Network, 24, 16).of(Layer::Ipv6);
     /// `ip6 hoplimit`: 255 of a packet that no router has passed on.
     pub const IP6_HOPLIMIT: Self = Self::payload(Header::Network, 7, 1).of(Layer::Ipv6);
-    /// `arp saddr ether`: the Ethernet address that the sender says it has.
-    pub const ARP_SADDR_ETHER: Self = Self::payload(Header::Network, 8, 6).of(Layer::Arp);
-    /// `arp saddr ip`: the IPv4 address that the sender says it has.
-    pub const ARP_SADDR_IP: Self = Self::payload(Header::Network, 14, 4).of(Layer::Arp);
     /// `th sport`: the source port, whatever the transport protocol.
     pub const SPORT: Self = Self::payload(Header::Transport, 0, 2);
     /// `th dport`: the destination port, whatever the transport protocol.
     pub const DPORT: Self = Self::payload(Header::Transport, 2, 2);
     /// `icmpv6 type`.
     pub const ICMPV6_TYPE: Self = Self::payload(Header::Transport, 0, 1).of(Layer::Icmp6);
-    /// `icmpv6 taddr`: the address that a neighbour solicitation or advertisement is about.
-    pub const ICMPV6_TADDR: Self = Self::payload(Header::Transport, 8, 16).of(Layer::Icmp6);
 
     /// `length` bytes of a header, `offset` bytes from its begin.
     pub const fn payload(header: Header, offset: u32, length: usize) -> Self {

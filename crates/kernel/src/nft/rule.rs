@@ -22,8 +22,8 @@ const REG32_00: u32 = 8;
 pub(super) const EXPR_NAME: u16 = 1;
 /// `NFTA_EXPR_DATA`.
 pub(super) const EXPR_DATA: u16 = 2;
-/// `ETH_P_IP`, `ETH_P_IPV6` and `ETH_P_ARP` (linux/if_ether.h).
-const ETH_P: [u16; 3] = [0x0800, 0x86dd, 0x0806];
+/// `ETH_P_IP` and `ETH_P_IPV6` (linux/if_ether.h).
+const ETH_P: [u16; 2] = [0x0800, 0x86dd];
 /// `NFPROTO_IPV4` (linux/netfilter.h).
 const NFPROTO_IPV4: u8 = 2;
 /// `NFPROTO_IPV6`.
@@ -379,7 +379,7 @@ impl<'a> Rule<'a> {
             return self;
         }
         self.known.push(layer);
-        let [ipv4, ipv6, arp] = ETH_P.map(u16::to_be_bytes);
+        let [ipv4, ipv6] = ETH_P.map(u16::to_be_bytes);
         match (self.chain.table.family, layer) {
             (_, Layer::Icmp6) => self
                 .establish(Layer::Ipv6)
@@ -389,7 +389,6 @@ impl<'a> Rule<'a> {
             (Family::Inet, Layer::Ipv6) => self.must(Field::NFPROTO, &[NFPROTO_IPV6]),
             (Family::Bridge | Family::Netdev, Layer::Ipv4) => self.must(Field::PROTOCOL, &ipv4),
             (Family::Bridge | Family::Netdev, Layer::Ipv6) => self.must(Field::PROTOCOL, &ipv6),
-            (Family::Bridge | Family::Netdev, Layer::Arp) => self.must(Field::PROTOCOL, &arp),
             _ => self,
         }
     }

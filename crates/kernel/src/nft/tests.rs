@@ -11,7 +11,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::*;
-use crate::{IfName, Mac};
+use crate::IfName;
 
 const INET: Table<'static> = Table {
     family: Family::Inet,
@@ -67,11 +67,7 @@ const PREROUTING: Chain<'static> = Chain::hooked(
 const OUTPUT: Chain<'static> =
     Chain::hooked(INET, "output", Base::nat(Hook::Output, priority::DSTNAT));
 
-/// Ports of the bridge whose senders must be who they say.
-const GUARDED: Set<'static> = Set::of(BRIDGE, "guarded", &[Type::IfName]);
-const PORT_MAC: Set<'static> = Set::of(BRIDGE, "port_mac", &[Type::IfName, Type::Mac]);
-const PORT_IP4: Set<'static> = Set::of(BRIDGE, "port_ip4", &[Type::IfName, Type::Ipv4]);
-const PORT_IP6: Set<'static> = Set::of(BRIDGE, "port_ip6", &[Type::IfName, Type::Ipv6]);
+/// What a bridge sees.
 const GUARD: Chain<'static> = Chain::hooked(
     BRIDGE,
     "prerouting",
@@ -157,46 +153,5 @@ fn port_mappings() -> Batch {
             batch.add_rule(&local.nat_by(Nat::Destination, &any, &map));
         }
     }
-    batch
-}
-
-fn anti_spoofing() -> Batch {
-    let mut batch = Batch::new();
-    batch.add_table(BRIDGE);
-    for set in [GUARDED, PORT_MAC, PORT_IP4, PORT_IP6] {
-        batch.add_set(&set);
-    }
-    batch.add_chain(SPOOFS);
-    batch.add_chain(GUARD);
-    batch.add_rule(
-        &Rule::of(GUARD)
-            .is_in(&[Field::IIFNAME], &GUARDED)
-            .verdict(&Verdict::jump(&SPOOFS)),
-    );
-    for (field, set) in [
-        (Field::ETHER_SADDR, PORT_MAC),
-        (Field::ARP_SADDR_ETHER, PORT_MAC),
-        (Field::ARP_SADDR_IP, PORT_IP4),
-        (Field::IP_SADDR, PORT_IP4),
-        (Field::IP6_SADDR, PORT_IP6),
-    ] {
-        batch.add_rule(
-            &Rule::of(SPOOFS)
-                .is_not_in(&[Field::IIFNAME, field], &set)
-                .verdict(&Verdict::Drop),
-        );
-    }
-    // ND_ROUTER_ADVERT and ND_NEIGHBOR_ADVERT.
-    batch.add_rule(
-        &Rule::of(SPOOFS)
-            .is(Field::ICMPV6_TYPE, Value::Icmp6Type(134))
-            .verdict(&Verdict::Drop),
-    );
-    batch.add_rule(
-        &Rule::of(SPOOFS)
-            .is(Field::ICMPV6_TYPE, Value::Icmp6Type(136))
-            .is_not_in(&[Field::IIFNAME, Field::ICMPV6_TADDR], &PORT_IP6)
-            .verdict(&Verdict::Drop),
-    );
     batch
 }

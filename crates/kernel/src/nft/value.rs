@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::names::{IfName, Mac};
+use crate::names::IfName;
 
 /// `TYPE_BITS` of `nft`: how far the number of a concatenation's type is moved for each further field.
 const TYPE_BITS: u32 = 6;
@@ -20,8 +20,6 @@ pub enum Type {
     Ipv4,
     /// `ipv6_addr`.
     Ipv6,
-    /// `ether_addr`.
-    Mac,
     /// `ether_type`.
     EtherType,
     /// `inet_proto`: a transport protocol.
@@ -44,7 +42,6 @@ impl Type {
         match self {
             Self::Ipv4 => (7, 4),
             Self::Ipv6 => (8, 16),
-            Self::Mac => (9, 6),
             Self::EtherType => (10, 2),
             Self::Protocol => (12, 1),
             Self::Port => (13, 2),
@@ -74,7 +71,6 @@ impl Type {
         Some(match self {
             Self::Ipv4 => Value::Ipv4(text.parse().ok()?),
             Self::Ipv6 => Value::Ipv6(text.parse().ok()?),
-            Self::Mac => Value::Mac(text.parse().ok()?),
             Self::EtherType => Value::EtherType(text.parse().ok()?),
             Self::Protocol => match text {
                 "tcp" => Value::TCP,
@@ -97,7 +93,6 @@ impl Type {
         Some(match self {
             Self::Ipv4 => Value::Ipv4(<[u8; 4]>::try_from(bytes).ok()?.into()),
             Self::Ipv6 => Value::Ipv6(<[u8; 16]>::try_from(bytes).ok()?.into()),
-            Self::Mac => Value::Mac(Mac(bytes.try_into().ok()?)),
             Self::EtherType => Value::EtherType(u16::from_be_bytes(bytes.try_into().ok()?)),
             Self::Protocol => Value::Protocol(*bytes.first()?),
             Self::Port => Value::Port(u16::from_be_bytes(bytes.try_into().ok()?)),
@@ -119,8 +114,6 @@ pub enum Value {
     Ipv4(Ipv4Addr),
     /// An IPv6 address.
     Ipv6(Ipv6Addr),
-    /// An Ethernet address.
-    Mac(Mac),
     /// An Ethernet protocol (`ETH_P_*`, linux/if_ether.h).
     EtherType(u16),
     /// A transport protocol (`IPPROTO_*`, linux/in.h).
@@ -150,7 +143,6 @@ impl Value {
         match self {
             Self::Ipv4(ip) => ip.octets().to_vec(),
             Self::Ipv6(ip) => ip.octets().to_vec(),
-            Self::Mac(mac) => mac.0.to_vec(),
             Self::EtherType(number) | Self::Port(number) => number.to_be_bytes().to_vec(),
             Self::Protocol(number) | Self::Icmp6Type(number) => vec![*number],
             Self::Mark(number) | Self::IfIndex(number) => number.to_ne_bytes().to_vec(),
@@ -184,12 +176,6 @@ impl From<Ipv6Addr> for Value {
     }
 }
 
-impl From<Mac> for Value {
-    fn from(mac: Mac) -> Self {
-        Self::Mac(mac)
-    }
-}
-
 impl From<&IfName> for Value {
     fn from(name: &IfName) -> Self {
         Self::IfName(name.clone())
@@ -201,7 +187,6 @@ impl fmt::Display for Value {
         match self {
             Self::Ipv4(ip) => ip.fmt(f),
             Self::Ipv6(ip) => ip.fmt(f),
-            Self::Mac(mac) => mac.fmt(f),
             Self::EtherType(number) | Self::Port(number) => number.fmt(f),
             Self::Protocol(6) => f.write_str("tcp"),
             Self::Protocol(17) => f.write_str("udp"),
@@ -275,14 +260,14 @@ mod tests {
         let values = [Value::TCP, Value::Port(8080)];
         assert_eq!(concatenate(&values), [6, 0, 0, 0, 0x1f, 0x90, 0, 0]);
         let name = Value::IfName("pod0".parse().unwrap());
-        let values = [name, Value::Mac(Mac([2, 0, 0, 0, 0, 1]))];
-        let types = [Type::IfName, Type::Mac];
+        let values = [name, Value::Port(80)];
+        let types = [Type::IfName, Type::Port];
         assert_eq!(concatenate(&values).len(), total_length(&types));
         assert_eq!(
             read_values(&types, &concatenate(&values)),
             Some(values.to_vec())
         );
-        assert_eq!(text(&values), "\"pod0\" . 02:00:00:00:00:01");
+        assert_eq!(text(&values), "\"pod0\" . 80");
         for (field, value) in types.iter().zip(&values) {
             assert_eq!(field.parse(&value.to_string()).as_ref(), Some(value));
         }

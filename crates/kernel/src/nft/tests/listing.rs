@@ -156,7 +156,7 @@ fn a_batch_for_a_state_that_has_passed_changes_nothing() {
     let seen = nft.generation().unwrap();
     nft.commit(table().only_at(seen)).unwrap();
     let seen = nft.generation().unwrap();
-    other.commit(anti_spoofing()).unwrap();
+    other.commit(port_mappings()).unwrap();
     let before = listing();
     let error = nft.commit(masquerade().only_at(seen)).unwrap_err();
     assert_eq!(error.errno(), Errno::RESTART, "{error}");

@@ -24,6 +24,8 @@ fn link(index: u32, name: &str) -> Link {
         master: None,
         hairpin: false,
         isolated: false,
+        learning: false,
+        flood: false,
         peer: None,
         promiscuous: false,
         all_multicast: false,
