@@ -45,13 +45,21 @@ fn main() {
     };
     list(&mut model, Kind::Namespaces, (0..NAMESPACES).map(namespace));
     told("1,000 namespaces", NAMESPACES, resident());
-    list(&mut model, Kind::Pods, (0..PODS).map(|number| pod(number, "")));
+    list(
+        &mut model,
+        Kind::Pods,
+        (0..PODS).map(|number| pod(number, "")),
+    );
     told("50,000 pods", PODS, resident());
     list(&mut model, Kind::Nodes, (0..NODES).map(node));
     let policies = (0..POLICIES).map(network_policy);
     list(&mut model, Kind::NetworkPolicies, policies);
     told("10,000 NetworkPolicies", POLICIES, resident());
-    list(&mut model, Kind::ClusterPolicies, (0..20).map(cluster_policy));
+    list(
+        &mut model,
+        Kind::ClusterPolicies,
+        (0..20).map(cluster_policy),
+    );
     let local: Vec<usize> = (0..PODS).filter(|number| node_of(*number) == 0).collect();
     for number in &local {
         attach(&mut model, *number);
@@ -140,9 +148,14 @@ fn list(model: &mut Model, kind: Kind, all: impl Iterator<Item = Change>) {
 
 /// Bytes of memory that the process has.
 fn resident() -> usize {
-    let told = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = told.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * rustix::param::page_size()
+    let told = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = told
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let kibibytes: usize = words[1].parse().unwrap();
+    kibibytes * 1024
 }
 
 /// Texts of their own, as they come out of an answer of the API.
@@ -170,8 +183,12 @@ fn pod(number: usize, release: &str) -> Change {
         name: format!("{app}-7d4b9c6f5-{number:05}").into(),
     };
     let hash = format!("{:x}", number % NAMESPACES * 5 + number / NAMESPACES % 5);
-    let mut pairs = vec![("app", &*app), ("tier", "web"), ("pod-template-hash", &*hash)];
-    if number % 5 == 0 {
+    let mut pairs = vec![
+        ("app", &*app),
+        ("tier", "web"),
+        ("pod-template-hash", &*hash),
+    ];
+    if number.is_multiple_of(5) {
         pairs.push(("statefulset.kubernetes.io/pod-name", &*key.name));
     }
     if !release.is_empty() {
@@ -252,7 +269,10 @@ fn network_policy(number: usize) -> Change {
             vec![format!("10.{}.0.0/16", place % 250).parse().unwrap()],
         ),
         3 => Peer::PodsOf(
-            having("kubernetes.io/metadata.name", &format!("namespace-{}", (place + 1) % NAMESPACES)),
+            having(
+                "kubernetes.io/metadata.name",
+                &format!("namespace-{}", (place + 1) % NAMESPACES),
+            ),
             Selector::default(),
         ),
         _ => Peer::Pods(Selector::default()),

@@ -56,7 +56,7 @@ fn rules_of_all_policies_add_up_and_the_first_is_named() {
     let near = Peer::Pods(selector("app=near"));
     model.policy(policy(
         "one/z",
-        Some(&[rule(&[near.clone()], &[tcp(80)])]),
+        Some(&[rule(std::slice::from_ref(&near), &[tcp(80)])]),
         None,
     ));
     model.policy(policy(
