@@ -18,7 +18,6 @@ pub mod measured;
 pub mod model;
 pub mod object;
 #[cfg(test)]
-#[allow(clippy::too_many_arguments, reason = "a test's words for a packet")]
 mod oracle;
 pub mod program;
 pub mod source;

@@ -271,7 +271,8 @@ pub enum ClusterPeer {
     Nodes(Selector),
     /// Address blocks (egress).
     Networks(Vec<IpNet>),
-    /// Something that is not known or not served, such as domain names: everybody for what denies, nobody for what allows.
+    /// Something that is not known or not served, such as domain names: everybody for what denies, nobody for what allows. The
+    /// API has it of the rule as a whole: one that accepts matches nothing, any other denies everything.
     Unknown,
 }
 

@@ -7,6 +7,11 @@
 //! The text leaves open: what a pod on its node's network is (its node, that only address blocks mean), to whom an
 //! address of two pods belongs ([`Cluster::owners`] says it), and the order of ClusterNetworkPolicies of equal priority (their names).
 
+#![allow(
+    clippy::too_many_arguments,
+    reason = "each says all that its sentence speaks of"
+)]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -156,7 +161,6 @@ impl Cluster {
         None
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all that the text speaks of")]
     fn allows(
         &self,
         rule: &Rule,

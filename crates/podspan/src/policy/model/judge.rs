@@ -50,14 +50,29 @@ pub struct Summary {
     pub pods: usize,
 }
 
+/// A packet, seen from one of its pods.
+struct Asked<'a> {
+    direction: Direction,
+    peer: &'a Owner<'a>,
+    port: Option<(Protocol, u16)>,
+}
+
 impl Model {
     /// What policy says of a packet between two addresses, for pods of every node. Pods of a namespace that is not known yet are
     /// judged by nothing.
     pub fn judge(&self, from: IpAddr, to: IpAddr, port: Option<(Protocol, u16)>) -> Judgement {
         let (sender, receiver) = (self.cluster.owner(from), self.cluster.owner(to));
+        let way = |direction, own: &Owner<'_>, peer| {
+            let asked = Asked {
+                direction,
+                peer,
+                port,
+            };
+            self.one_way(own, &asked)
+        };
         Judgement {
-            egress: self.one_way(Direction::Egress, (&sender, &receiver), port),
-            ingress: self.one_way(Direction::Ingress, (&receiver, &sender), port),
+            egress: way(Direction::Egress, &sender, &receiver),
+            ingress: way(Direction::Ingress, &receiver, &sender),
         }
     }
 
@@ -93,15 +108,13 @@ impl Model {
         all
     }
 
-    fn one_way(
-        &self,
-        direction: Direction,
-        (own, peer): (&Owner<'_>, &Owner<'_>),
-        port: Option<(Protocol, u16)>,
-    ) -> Option<Judged> {
+    fn one_way(&self, own: &Owner<'_>, asked: &Asked<'_>) -> Option<Judged> {
         let (pod, labels) = own.pod?;
-        let itself = peer.pod.is_some_and(|(other, _)| other.key == pod.key);
-        if itself || self.is_node_of(pod, peer.address) {
+        let itself = asked
+            .peer
+            .pod
+            .is_some_and(|(other, _)| other.key == pod.key);
+        if itself || self.is_node_of(pod, asked.peer.address) {
             return None;
         }
         let subject = Subject {
@@ -110,7 +123,7 @@ impl Model {
         };
         Some(Judged {
             pod: pod.key.clone(),
-            decision: self.decide((&subject, peer), direction, port),
+            decision: self.decide(&subject, asked),
         })
     }
 
@@ -120,12 +133,12 @@ impl Model {
     }
 
     /// Sets have nobody in them but the peer, where it belongs to them: nothing else is asked.
-    fn decide(
-        &self,
-        (subject, peer): (&Subject<'_>, &Owner<'_>),
-        direction: Direction,
-        port: Option<(Protocol, u16)>,
-    ) -> Decision {
+    fn decide(&self, subject: &Subject<'_>, asked: &Asked<'_>) -> Decision {
+        let Asked {
+            direction,
+            peer,
+            port,
+        } = *asked;
         let mut sets: Vec<Members> = Vec::new();
         let mut number = |meaning: &Arc<Meaning>| {
             sets.push(alone(meaning, peer));

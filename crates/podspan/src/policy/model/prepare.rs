@@ -70,13 +70,8 @@ impl OfNamespace {
             let mut drafts = Vec::new();
             for (place, rule) in rules.iter().enumerate() {
                 let origin = Origin::Rule(key.clone(), place);
-                let (side, ports) = of_rule(rule, &key.namespace, interner);
-                lay(
-                    direction,
-                    (side, ports),
-                    (Action::Accept, origin),
-                    &mut drafts,
-                );
+                let said = of_rule(rule, &key.namespace, interner);
+                lay(direction, said, &origin, &mut drafts);
             }
             Some(drafts)
         };
@@ -102,8 +97,8 @@ impl OfCluster {
             let mut drafts = Vec::new();
             for (place, rule) in rules.iter().enumerate() {
                 let origin = Origin::ClusterRule(policy.name.clone(), place, rule.name.clone());
-                if let Some((side, ports, action)) = of_cluster_rule(rule, interner) {
-                    lay(direction, (side, ports), (action, origin), &mut drafts);
+                if let Some(said) = of_cluster_rule(rule, interner) {
+                    lay(direction, said, &origin, &mut drafts);
                 }
             }
             drafts
@@ -146,7 +141,15 @@ struct Wanted {
     names: Vec<Name>,
 }
 
-fn of_rule(rule: &Rule, namespace: &Text, interner: &mut Interner) -> (Side, Wanted) {
+/// What a rule says.
+#[derive(Debug)]
+struct Said {
+    side: Side,
+    ports: Wanted,
+    action: Action,
+}
+
+fn of_rule(rule: &Rule, namespace: &Text, interner: &mut Interner) -> Said {
     let mut side = Side {
         anybody: rule.peers.is_empty(),
         ..Side::default()
@@ -165,11 +168,15 @@ fn of_rule(rule: &Rule, namespace: &Text, interner: &mut Interner) -> (Side, Wan
             Peer::Pods(_) | Peer::PodsOf(..) | Peer::Unknown => {}
         }
     }
-    (side, of_ports(&rule.ports, interner))
+    Said {
+        side,
+        ports: of_ports(&rule.ports, interner),
+        action: Action::Accept,
+    }
 }
 
 /// None where the rule says nothing.
-fn of_cluster_rule(rule: &ClusterRule, interner: &mut Interner) -> Option<(Side, Wanted, Action)> {
+fn of_cluster_rule(rule: &ClusterRule, interner: &mut Interner) -> Option<Said> {
     let mut side = Side::default();
     let mut unknown = rule.peers.is_empty();
     for peer in &rule.peers {
@@ -189,10 +196,14 @@ fn of_cluster_rule(rule: &ClusterRule, interner: &mut Interner) -> Option<(Side,
         }
     }
     let mut ports = of_ports(&rule.ports, interner);
-    if rule.action == Action::Accept {
-        return (!unknown).then_some((side, ports, Action::Accept));
-    }
     let mut action = rule.action;
+    if action == Action::Accept {
+        return (!unknown).then_some(Said {
+            side,
+            ports,
+            action,
+        });
+    }
     if unknown {
         side.anybody = true;
     }
@@ -200,7 +211,11 @@ fn of_cluster_rule(rule: &ClusterRule, interner: &mut Interner) -> Option<(Side,
         ports.any = true;
         action = Action::Deny;
     }
-    Some((side, ports, action))
+    Some(Said {
+        side,
+        ports,
+        action,
+    })
 }
 
 fn of_ports(ports: &[Port], interner: &mut Interner) -> Wanted {
@@ -225,19 +240,18 @@ fn of_ports(ports: &[Port], interner: &mut Interner) -> Wanted {
 }
 
 /// What a rule says, as steps that do not ask for one another.
-fn lay(
-    direction: Direction,
-    (side, ports): (Side, Wanted),
-    (action, origin): (Action, Origin),
-    drafts: &mut Vec<Draft>,
-) {
+fn lay(direction: Direction, said: Said, origin: &Origin, drafts: &mut Vec<Draft>) {
+    let Said {
+        side,
+        ports,
+        action,
+    } = said;
     let mut draft = |whom, ports| {
-        let origin = origin.clone();
         drafts.push(Draft {
             whom,
             ports,
             action,
-            origin,
+            origin: origin.clone(),
         });
     };
     let (mut picks, blocks) = (side.picks, side.blocks);

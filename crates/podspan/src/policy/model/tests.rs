@@ -1,7 +1,16 @@
 //! The model against hand-made cases, and against the oracle with random ones.
 
+#![allow(
+    clippy::too_many_arguments,
+    reason = "packets and pods in words, which are many"
+)]
+
+mod addresses;
+mod cluster_policies;
+mod differences;
 mod draw;
 mod fuzz;
-#[allow(clippy::too_many_arguments, reason = "a test's words for a packet")]
+mod made;
 mod mirror;
+mod network_policies;
 mod world;

@@ -202,7 +202,6 @@ impl Run {
 
     /// The attachment that has the address says what the oracle says of its pod, and the model of the address where that is
     /// the pod's.
-    #[expect(clippy::too_many_arguments, reason = "a packet seen from one side")]
     fn compare_kernel(
         &self,
         direction: Direction,
