@@ -8,6 +8,16 @@
 //! What would surprise: policy is no concern of the agent's loop, which looks at everything five times a second at the most. It has
 //! a thread of its own, because a label that changes must be in force within some milliseconds.
 
+#[cfg(test)]
+#[allow(
+    dead_code,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what the tests of packets share with the model's"
+)]
+#[path = "../tests/policy/cases/mod.rs"]
+mod cases;
 mod chains;
 pub mod command;
 mod connections;

@@ -4,4 +4,5 @@ mod draw;
 mod fuzz;
 #[allow(clippy::too_many_arguments, reason = "a test's words for a packet")]
 mod mirror;
+mod suites;
 mod world;
