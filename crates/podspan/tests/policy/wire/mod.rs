@@ -47,9 +47,7 @@ fn every_pod(cases: &[Case]) -> BTreeMap<Key, (&Cluster, &Pod)> {
             _ => None,
         });
         for pod in case.cluster.pods.values().chain(made) {
-            let (_, known) = pods
-                .entry(pod.key.clone())
-                .or_insert((&case.cluster, pod));
+            let (_, known) = pods.entry(pod.key.clone()).or_insert((&case.cluster, pod));
             let place = |pod: &Pod| (pod.node.clone(), pod.uid.clone(), pod.addresses);
             assert_eq!(place(known), place(pod), "one place in all cases");
         }
