@@ -51,6 +51,7 @@ check: debian-packages-check $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm
 #   PODSPAN_FUZZ_SECONDS=600        each fuzz target, 10 s otherwise; PODSPAN_FUZZ_SEED=<printed seed> repeats one case
 #   PODSPAN_POLICY_CASES=1000000    packets in random clusters under random policies; PODSPAN_POLICY_SEED=<printed seed> repeats a history
 #   PODSPAN_STORM_SECONDS=600       the storm of ADD, DEL, GC and kills, 15 s otherwise
+#   PODSPAN_POLICY_ALL=1            packets for all cases of policy, not for every fourth: four minutes
 #   PODSPAN_ALL_CONFIGURATIONS=1    kills and faults at every system call in every configuration of harness/world.rs
 test: debian-packages build
 	$(CARGO) test --locked --workspace --all-features --no-run

@@ -9,6 +9,16 @@
 //! a thread of its own, because a label that changes must be in force within some milliseconds.
 
 mod adopt;
+#[cfg(test)]
+#[allow(
+    dead_code,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what the tests of packets share with the model's"
+)]
+#[path = "../tests/policy/cases/mod.rs"]
+mod cases;
 mod chains;
 pub mod command;
 mod connections;

@@ -135,7 +135,7 @@ impl Wanted<'_> {
             Some(name) => netlink.find_link(&name.parse::<IfName>()?)?,
             None => None,
         };
-        let netns = host_veth.as_ref().and_then(netns_of);
+        let netns = host_veth.as_ref().and_then(|veth| netns_of(veth, ip));
         Ok(Pod {
             ip,
             node: self.own.to_owned(),
@@ -149,23 +149,36 @@ impl Wanted<'_> {
     }
 }
 
-/// The namespace that has the other end of a host veth, where we may enter it.
-fn netns_of(veth: &Link) -> Option<Netns> {
+/// The namespace that has the other end of a host veth, where we may enter it. Where other nodes are on this machine, too, the numbers
+/// of both ends may be those of a pod of theirs: then the address tells which it is.
+fn netns_of(veth: &Link, ip: IpAddr) -> Option<Netns> {
     let peer = veth.peer?;
     let mut seen = BTreeSet::new();
-    let mut candidates = candidates().into_iter().filter_map(|path| {
+    let candidates = candidates().into_iter().filter_map(|path| {
         let netns = Netns::open(path).ok()?;
         let is_new = seen.insert(netns.number().ok()?);
         is_new.then_some(netns)
     });
-    candidates.find(|netns| {
-        let link = || Netlink::open()?.link(peer);
-        // A link's number is that of many namespaces; that of its other end is not.
-        let link = netns.run(link).and_then(|link| link);
-        link.is_ok_and(|link| {
-            link.is_veth() && link.peer == Some(veth.index) && link.mac != veth.mac
-        })
-    })
+    let has_address = || -> podspan_kernel::Result<_> {
+        let mut netlink = Netlink::open()?;
+        let link = netlink.link(peer)?;
+        let is_other_end = link.is_veth() && link.peer == Some(veth.index) && link.mac != veth.mac;
+        if !is_other_end {
+            return Ok(None);
+        }
+        let addresses = netlink.list_addresses()?;
+        let mut addresses = addresses.iter().filter(|address| address.link == peer);
+        Ok(Some(addresses.any(|address| address.net.addr() == ip)))
+    };
+    let mut without = None;
+    for netns in candidates {
+        match netns.run(has_address).and_then(|has_address| has_address) {
+            Ok(Some(true)) => return Some(netns),
+            Ok(Some(false)) if without.is_none() => without = Some(netns),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    without
 }
 
 fn candidates() -> Vec<PathBuf> {

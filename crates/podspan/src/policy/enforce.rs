@@ -75,6 +75,7 @@ pub fn start(
         data_dir: node.data_dir.clone(),
         adopt: true,
         changes,
+        taken: 0,
         attachments: BTreeMap::new(),
         look: Arc::clone(&look),
         failed: None,
@@ -121,6 +122,8 @@ struct Enforcer {
     /// There may be pods without chains.
     adopt: bool,
     changes: Changes,
+    /// How many changes the model has that the kernel may not have yet.
+    taken: u64,
     attachments: BTreeMap<Attachment, Attached>,
     /// The attachments must be looked at.
     look: Arc<AtomicBool>,
@@ -152,6 +155,7 @@ impl Enforcer {
             }
             for change in self.changes.try_iter() {
                 self.model.take(change);
+                self.taken += 1;
             }
             let now = Instant::now();
             if now >= next_look {
@@ -198,7 +202,11 @@ impl Enforcer {
 
     fn tell(&mut self, outcome: podspan_kernel::Result<()>, now: Instant) {
         match outcome {
-            Ok(()) if self.failed.is_none() => self.mended(),
+            Ok(()) if self.failed.is_none() => {
+                let taken = std::mem::take(&mut self.taken);
+                self.board.metrics.policy.told.inc_by(taken);
+                self.mended();
+            }
             Ok(()) => {}
             Err(error) => {
                 self.board.metrics.policy.failures.inc();

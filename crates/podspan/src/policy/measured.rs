@@ -9,6 +9,8 @@ use prometheus_client::registry::Registry;
 /// What is counted.
 #[derive(Debug, Default)]
 pub struct Measured {
+    /// What was told, of objects and of the begins and ends of lists, as far as it is in force.
+    pub told: Counter,
     /// Transactions that changed what the kernel enforces.
     pub changes: Counter,
     /// Those that failed; each is followed by one that lays everything anew.
@@ -35,6 +37,11 @@ impl Measured {
 
     /// Names all of it.
     pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "told_in_force",
+            "Objects, and begins and ends of lists, that were told by the API or the policy file and are in force",
+            self.told.clone(),
+        );
         registry.register(
             "changes",
             "Changes of what the kernel enforces",

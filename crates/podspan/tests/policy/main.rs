@@ -17,6 +17,7 @@ mod cases;
 mod json;
 mod packets;
 mod prober;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -13,4 +13,5 @@ mod fuzz;
 mod made;
 mod mirror;
 mod network_policies;
+mod suites;
 mod world;

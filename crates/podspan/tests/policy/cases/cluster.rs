@@ -226,8 +226,8 @@ impl Cluster {
     }
 
     /// What a pod serves.
-    pub fn serves(&self, pod: &Key) -> &[Socket] {
-        if self.pods[pod].host_network {
+    pub fn serves(&self, pod: &Pod) -> &[Socket] {
+        if pod.host_network {
             &HOUSES_NODES
         } else {
             &self.serves

@@ -189,7 +189,7 @@ impl Step {
     pub fn asks(&self, cluster: &Cluster) -> Vec<Ask> {
         match &self.probe {
             Probe::Asks(asks) => asks.clone(),
-            Probe::All => cluster.asks(|to| cluster.serves(to).to_vec()),
+            Probe::All => cluster.asks(|to| cluster.serves(&cluster.pods[to]).to_vec()),
             Probe::Ports(ports) => cluster.asks(|_| ports.clone()),
         }
     }
