@@ -12,6 +12,7 @@ mod chains;
 pub mod command;
 mod connections;
 pub mod dataplane;
+pub mod denied;
 pub mod enforce;
 pub mod measured;
 pub mod model;

@@ -23,6 +23,7 @@ use podspan_kernel::nft::{News, NftMonitor};
 use super::chains::{self, MAPS};
 use super::connections;
 use super::dataplane::Dataplane;
+use super::denied::{Counted, Series};
 use super::model::Model;
 use super::object::Attached;
 use super::program::{Attachment, Verdict};
@@ -75,6 +76,7 @@ pub fn start(
         look: Arc::clone(&look),
         failed: None,
         end_at: None,
+        sweep: true,
         problem: None,
         board: Arc::clone(board),
     };
@@ -119,6 +121,8 @@ struct Enforcer {
     failed: Option<Instant>,
     /// When connections are looked through.
     end_at: Option<Instant>,
+    /// Counters that nobody counts with may be deleted.
+    sweep: bool,
     /// What failed, as it hangs on the board.
     problem: Option<String>,
     board: Arc<Board>,
@@ -146,6 +150,7 @@ impl Enforcer {
             if now >= next_look {
                 self.look.store(true, Ordering::Release);
                 next_look = now + PERIOD;
+                self.sweep = true;
             }
             let outcome = self.keep(now);
             self.tell(outcome, now);
@@ -177,6 +182,10 @@ impl Enforcer {
             self.end_at = None;
             self.end_denied()?;
         }
+        // Until everything is laid again the counters of an earlier agent are in use.
+        if self.model.is_synced() && std::mem::take(&mut self.sweep) {
+            self.dataplane.sweep()?;
+        }
         Ok(())
     }
 
@@ -197,12 +206,31 @@ impl Enforcer {
                 }
             }
         }
+        self.tell_denied();
         let unknown = |attachment: &&Attachment| {
             matches!(self.model.verdict(attachment), Some(Verdict::Unknown))
         };
         let unknown = self.attachments.keys().filter(unknown).count();
         let all = self.attachments.len();
         self.board.metrics.policy.set_pods(all - unknown, unknown);
+    }
+
+    /// Says which counter is whose.
+    fn tell_denied(&mut self) {
+        let Some(counters) = self.dataplane.changed_counters() else {
+            return;
+        };
+        let series = |(name, counted): (&String, &Counted)| {
+            let attached = self.attachments.get(&counted.attachment)?;
+            let series = Series {
+                pod: attached.pod.clone(),
+                direction: counted.direction,
+                denier: counted.denier.clone(),
+            };
+            Some((name.clone(), series))
+        };
+        let all = counters.filter_map(series).collect();
+        self.board.metrics.policy.denied.put(all);
     }
 
     fn problem(&mut self, error: &str) {
@@ -228,6 +256,7 @@ impl Enforcer {
             .filter(|name| !seen.contains_key(*name))
         {
             self.model.detached(name);
+            self.dataplane.forget(name);
         }
         for (name, attached) in &seen {
             if self.attachments.get(name) != Some(attached) {

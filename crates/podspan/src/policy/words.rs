@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::denied::Denier;
 use super::model::{Judged, PolicyName};
 use super::object::{Action, Key, Protocol, Tier};
 use super::program::{Decision, Direction, Members, Origin, Peers, Ports, Program, SetId, Step};
@@ -56,6 +57,19 @@ impl fmt::Display for PolicyName {
         match self {
             Self::Cluster(_, _, name) => write!(f, "ClusterNetworkPolicy {name}"),
             Self::Network(key) => write!(f, "NetworkPolicy {key}"),
+        }
+    }
+}
+
+impl fmt::Display for Denier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("not known yet"),
+            Self::Cluster(name) => write!(f, "ClusterNetworkPolicy {name}"),
+            Self::Network(keys) => {
+                let names = keys.iter().map(|key| format!("NetworkPolicy {key}"));
+                f.write_str(&names.collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }
