@@ -14,6 +14,7 @@ mod connections;
 pub mod dataplane;
 pub mod denied;
 pub mod enforce;
+pub mod log;
 pub mod measured;
 pub mod model;
 pub mod object;

@@ -109,6 +109,18 @@ pub fn judged(direction: Direction, judged: &Judged, port: Option<(Protocol, u16
     }
 }
 
+/// Why a packet was denied, by what its counter says of the denier.
+pub fn denied(pod: Option<&str>, denier: Option<&str>) -> String {
+    let pod = pod.unwrap_or("a pod that is gone");
+    match denier {
+        Some(denier) if denier == Denier::Unknown.to_string() => {
+            format!("denied, because the API does not know {pod} yet")
+        }
+        Some(denier) => format!("denied by {denier}, which is about {pod}"),
+        None => format!("denied by a policy that was about {pod} and is gone"),
+    }
+}
+
 fn isolating(policies: &[Key]) -> String {
     let names: Vec<_> = policies.iter().map(Key::to_string).collect();
     match names.as_slice() {
