@@ -16,6 +16,7 @@ pub mod namespaces;
 mod neighbour;
 mod netlink;
 pub mod netns;
+pub mod nflog;
 mod nfnetlink;
 pub mod nft;
 mod qdisc;

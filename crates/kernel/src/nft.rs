@@ -11,6 +11,7 @@
 
 mod batch;
 mod chain;
+mod counter;
 mod element;
 mod field;
 mod listing;
@@ -29,6 +30,7 @@ use rustix::io::Errno;
 
 pub use batch::Batch;
 pub use chain::{Base, Chain, ChainKind, Hook, NamedChain, Policy, Verdict, priority};
+pub use counter::{Counter, ListedCounter};
 pub use element::{Data, Element};
 pub use field::{Field, Header};
 pub use listing::{Generation, ListedBase, ListedChain, ListedRule};
@@ -66,6 +68,9 @@ mod message {
     pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
     pub(super) const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 14;
     pub(super) const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
+    pub(super) const NEW_OBJECT: u16 = SUBSYSTEM << 8 | 18;
+    pub(super) const GET_OBJECTS: u16 = SUBSYSTEM << 8 | 19;
+    pub(super) const DELETE_OBJECT: u16 = SUBSYSTEM << 8 | 20;
     /// `NFT_MSG_DESTROYSETELEM` (Linux 6.3).
     pub(super) const DESTROY_ELEMENT: u16 = SUBSYSTEM << 8 | 30;
 }

@@ -18,6 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::board::Board;
+use crate::policy::denied::Denied;
 use crate::policy::measured::Measured;
 
 /// The bounds of the durations of looks, in seconds: a node of a small cluster takes one millisecond.
@@ -218,6 +219,7 @@ pub fn registry(board: &Arc<Board>) -> Registry {
     let mut registry = Registry::with_prefix("podspan");
     board.metrics.register(&mut registry);
     registry.register_collector(Box::new(Pinned(Arc::clone(board))));
+    registry.register_collector(Box::new(Denied::new(board)));
     registry
 }
 

@@ -3,6 +3,7 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
 use super::chain::Chain;
+use super::counter::Counter;
 use super::element::{Element, encode_list};
 use super::encode::{Encoder, Header};
 use super::listing::Generation;
@@ -242,6 +243,20 @@ impl Batch {
                 });
             });
         }
+    }
+
+    /// Adds a counter; that it is there is fine, and then it goes on.
+    pub fn add_counter(&mut self, counter: &Counter<'_>) {
+        let to = Request(message::NEW_OBJECT, NLM_F_CREATE, counter.table);
+        self.push(to, format!("add {counter}"), |to| counter.encode(to));
+    }
+
+    /// Deletes a counter, with which no rule may count.
+    pub fn delete_counter(&mut self, counter: &Counter<'_>) {
+        let to = Request(message::DELETE_OBJECT, 0, counter.table);
+        self.push(to, format!("delete {counter}"), |to| {
+            counter.encode_name(to);
+        });
     }
 
     /// Adds a rule at the end of its chain.

@@ -311,7 +311,7 @@ fn refuses(expression: Attributes<'_>) -> bool {
 /// True for what asks something of a packet, as far as it is known not to.
 fn asks(expression: Attributes<'_>) -> bool {
     let name = expression.find(EXPR_NAME).map(text).unwrap_or_default();
-    let silent = ["counter", "log", "immediate", "reject", "target"];
+    let silent = ["counter", "objref", "log", "immediate", "reject", "target"];
     !silent.contains(&name.as_str()) && read_comment_match(expression).is_none()
 }
 
@@ -346,7 +346,7 @@ fn read_verdict(expression: Attributes<'_>) -> Option<Verdict> {
 }
 
 /// Text up to its NUL.
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(bytes).into_owned()
 }

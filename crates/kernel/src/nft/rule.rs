@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use super::Family;
 use super::chain::{Chain, Verdict};
+use super::counter::{Counter, OBJECT_COUNTER};
 use super::element::encode_comment;
 use super::encode::{Encoder, LIST_ELEM};
 use super::field::{Field, Layer, Source};
@@ -30,6 +31,8 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 /// `IPPROTO_ICMPV6` (linux/in6.h).
 const IPPROTO_ICMPV6: u8 = 58;
+/// `NFT_META_MARK` (linux/netfilter/nf_tables.h).
+const META_MARK: u32 = 3;
 /// `RTN_LOCAL` (linux/rtnetlink.h): an address of this machine.
 const RTN_LOCAL: u32 = 2;
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h): the connection's destination was translated.
@@ -251,6 +254,23 @@ impl<'a> Rule<'a> {
     /// `counter`
     pub fn counter(self) -> Self {
         self.expression("counter", |_| {})
+    }
+
+    /// `counter name "<name>"`: counts with that one, which must be there.
+    pub fn counts_with(self, counter: &Counter<'_>) -> Self {
+        self.expression("objref", |to| {
+            to.number32(1, OBJECT_COUNTER); // NFTA_OBJREF_IMM_TYPE
+            to.text(2, counter.name); // NFTA_OBJREF_IMM_NAME
+        })
+    }
+
+    /// `meta mark set <mark>`
+    pub fn set_mark(self, mark: u32) -> Self {
+        self.immediate(REG32_00, &mark.to_ne_bytes())
+            .expression("meta", |to| {
+                to.number32(2, META_MARK); // NFTA_META_KEY
+                to.number32(3, REG32_00); // NFTA_META_SREG
+            })
     }
 
     /// `log prefix "<prefix>"`: to the kernel's log, as a warning.

@@ -1,6 +1,7 @@
 //! What is made here is what `nft` makes of the text that one would have typed, and does it to real packets.
 
 mod answers;
+mod counters;
 mod laws;
 mod listing;
 mod owners;

@@ -12,7 +12,7 @@ use super::chains;
 use super::model::{Model, PolicyName};
 use super::object::{Attached, Key};
 use super::program::{Attachment, Direction, Verdict};
-use super::{source, words};
+use super::{log, source, words};
 use crate::config::{Config, Role};
 use crate::output::{Output, columns};
 
@@ -26,6 +26,8 @@ pub enum Command {
         /// The pod, as namespace/name
         pod: String,
     },
+    /// Tell the packets that policy denies from now on, some of each pod and policy a second
+    Log(log::Arguments),
 }
 
 /// What policy comes to for a pod.
@@ -51,16 +53,16 @@ struct Row {
 /// # Errors
 /// No policy here, the source out of reach, no such pod.
 pub fn run(command: &Command, config: &Config, output: Output) -> anyhow::Result<ExitCode> {
-    let model = model(config)?;
     match command {
         Command::List => {
-            let rows: Vec<Row> = model.0.policies().iter().map(Row::of).collect();
+            let rows: Vec<Row> = model(config)?.0.policies().iter().map(Row::of).collect();
             output.print(&rows, |rows| table(rows))?;
         }
         Command::Show { pod } => {
-            let shown = show(&model, pod)?;
+            let shown = show(&model(config)?, pod)?;
             output.print(&shown, Shown::to_text)?;
         }
+        Command::Log(arguments) => return log::run(arguments, config, output),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,26 +5,35 @@
 //! plugin's is touched: a transaction that names the chains of an attachment that is gone fails as a whole. What an earlier
 //! agent laid is replaced in the first transaction, which is why names have a number in front that is new with each start.
 //!
+//! Whatever is dropped is dropped in the attachment's chain, where it is counted and logged for each pod ([`super::denied`]): a
+//! step that denies sends the packet back there. Where more than one policy can, the packet's mark says which: a mark that nobody
+//! sees, because from there no packet goes on.
+//!
 //! What would surprise: `accept` ends the base chain that asked, not the packet's way; the other direction is asked by another.
 //! A set has a name for each family, of which one may stay empty.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use podspan_cni::filter::INET;
+use podspan_kernel::Errno;
 use podspan_kernel::nft::{
-    Batch, Chain, Element, Field, Nft, Rule, Set, Type, Value, Verdict as NftVerdict,
+    Batch, Chain, Counter, Element, Field, Nft, Rule, Set, Table, Type, Value,
+    Verdict as NftVerdict,
 };
 
 use super::chains::{CLOSED, own_chain};
+use super::denied::{Counted, Denier, GROUP, TOLD, counted_by};
 use super::object::{Action, Key, Protocol};
 use super::program::{
-    Difference, Direction, Members, Origin, Peers, Ports, Program, ProgramId, SetChange, SetId,
-    Step, Verdict,
+    Attachment, Difference, Direction, Members, Origin, Peers, Ports, Program, ProgramId,
+    SetChange, SetId, Step, Verdict,
 };
 
 /// Begins the names of the chains of programs, and of sets.
 const PREFIX: &str = "policy";
+/// How many counters of an attachment's are told that no rule counts with any longer.
+const FORMER: usize = 8;
 /// How long a rule's comment may be, in bytes.
 const COMMENT: usize = 253;
 const SOCKET4: [Type; 3] = [Type::Ipv4, Type::Protocol, Type::Port];
@@ -43,14 +52,30 @@ pub struct Dataplane {
     kinds: BTreeMap<SetId, Kind>,
     /// What programs are, as far as whoever runs or deletes them must know.
     programs: BTreeMap<ProgramId, Laid>,
+    /// The kernel has what rules that log need.
+    logs: bool,
+    /// By their names, the counters of attachments that are there.
+    counters: BTreeMap<String, Place>,
+    /// Counters with which nobody counts any longer.
+    idle: BTreeSet<String>,
+    /// The counters are others than the last time that somebody asked.
+    counters_changed: bool,
+}
+
+/// A counter that is in the kernel.
+#[derive(Debug)]
+struct Place {
+    counted: Counted,
+    /// A rule counts with it; if not, it says what was counted.
+    is_used: bool,
 }
 
 /// A program that is in the kernel.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Laid {
     stages: usize,
-    /// What no step met is dropped.
-    isolates: bool,
+    /// Who denies what comes back; with nobody everything passes that does.
+    deniers: Vec<Denier>,
 }
 
 /// Chains and sets of an earlier epoch.
@@ -104,8 +129,13 @@ impl Dataplane {
     /// # Errors
     /// What the kernel answered.
     pub fn open(when_unknown_open: bool) -> podspan_kernel::Result<Self> {
+        let mut nft = Nft::open()?;
         let mut dataplane = Self {
-            nft: Nft::open()?,
+            logs: can_log(&mut nft)?,
+            nft,
+            counters: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            counters_changed: true,
             when_unknown_open,
             epoch: 0,
             stale: None,
@@ -139,6 +169,9 @@ impl Dataplane {
         self.stale = Some(Stale { chains, sets });
         self.kinds.clear();
         self.programs.clear();
+        self.counters.clear();
+        self.counters_changed = true;
+        self.idle = self.listed_counters()?;
         Ok(())
     }
 
@@ -170,6 +203,47 @@ impl Dataplane {
         Ok(())
     }
 
+    /// The attachment is gone, and its chains with it.
+    pub fn forget(&mut self, attachment: &str) {
+        let gone = |_: &String, place: &mut Place| *place.counted.attachment == *attachment;
+        let gone = self.counters.extract_if(.., gone);
+        self.idle.extend(gone.map(|(name, _)| name));
+        self.counters_changed = true;
+    }
+
+    /// The counters by their names, when they are others than the last time.
+    pub fn changed_counters(&mut self) -> Option<impl Iterator<Item = (&String, &Counted)>> {
+        let all = self.counters.iter();
+        let all = all.map(|(name, place)| (name, &place.counted));
+        std::mem::take(&mut self.counters_changed).then_some(all)
+    }
+
+    /// Deletes the counters with which nobody counts any longer.
+    ///
+    /// # Errors
+    /// What the kernel answered, other than that one is not there, or that a rule counts with it: then it is for the next time.
+    pub fn sweep(&mut self) -> podspan_kernel::Result<()> {
+        let mut left = BTreeSet::new();
+        for name in std::mem::take(&mut self.idle) {
+            let mut batch = Batch::new();
+            batch.delete_counter(&Counter::of(INET, &name));
+            match self.nft.commit(batch) {
+                Err(error) if error.errno() == Errno::BUSY => drop(left.insert(name)),
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        self.idle = left;
+        Ok(())
+    }
+
+    /// Those in the kernel that count what attachments are denied.
+    fn listed_counters(&mut self) -> podspan_kernel::Result<BTreeSet<String>> {
+        let listed = self.nft.list_counters(INET)?.into_iter();
+        let names = listed.map(|counter| counter.name);
+        Ok(names.filter(|name| counted_by(name).is_some()).collect())
+    }
+
     fn change_set(&mut self, batch: &mut Batch, id: SetId, change: &SetChange) {
         let names = self.set_names(id);
         match change {
@@ -193,9 +267,10 @@ impl Dataplane {
     fn lay_program(&mut self, batch: &mut Batch, id: ProgramId, program: &Program) {
         let laid = Laid {
             stages: program.stages.len(),
-            isolates: !program.isolated_by.is_empty(),
+            deniers: Denier::all_of(program),
         };
-        self.programs.insert(id, laid);
+        self.programs.insert(id, laid.clone());
+        let ways = Ways::of(program, &laid.deniers);
         let names: Vec<_> = (0..program.stages.len())
             .map(|stage| self.chain_name(id, stage))
             .collect();
@@ -204,15 +279,13 @@ impl Dataplane {
         }
         for (place, (name, stage)) in names.iter().zip(&program.stages).enumerate() {
             let chain = Chain::plain(INET, name);
-            // Behind the last stage back to the attachment's chain, where it is decided.
             let next = names.get(place + 1).map(|next| Chain::plain(INET, next));
-            let on = next.map_or(NftVerdict::Return, |next| NftVerdict::goto(&next));
             for step in stage {
                 for rule in self.matches(chain, program.direction, step) {
-                    batch.add_rule(&decide(rule, step, &on));
+                    batch.add_rule(&ways.decide(rule, step, next.as_ref()));
                 }
             }
-            batch.add_rule(&Rule::of(chain).verdict(&on));
+            batch.add_rule(&ways.on(Rule::of(chain), next.as_ref()));
         }
     }
 
@@ -258,30 +331,37 @@ impl Dataplane {
     }
 
     /// Takes the place of what is in an attachment's chains, which must be there.
-    fn lay_attachment(&self, batch: &mut Batch, attachment: &str, verdict: &Verdict) {
+    fn lay_attachment(&mut self, batch: &mut Batch, attachment: &Attachment, verdict: &Verdict) {
+        self.retire_counters(attachment);
         for direction in [Direction::Ingress, Direction::Egress] {
             let name = own_chain(attachment, direction);
             let chain = Chain::plain(INET, &name);
             batch.flush_chain(chain);
+            let of = (attachment, direction);
             let program = match (verdict, direction) {
                 (Verdict::Unknown, _) if self.when_unknown_open => None,
                 (Verdict::Unknown, _) => {
-                    let rule = Rule::of(chain).comment(CLOSED).counter();
-                    batch.add_rule(&rule.verdict(&NftVerdict::Drop));
+                    self.deny(batch, of, Rule::of(chain).comment(CLOSED), &Denier::Unknown);
                     None
                 }
                 (Verdict::Known { ingress, .. }, Direction::Ingress) => *ingress,
                 (Verdict::Known { egress, .. }, Direction::Egress) => *egress,
             };
             if let Some(id) = program {
-                self.run(batch, chain, id);
+                self.run(batch, of, chain, id);
             }
         }
     }
 
-    /// What leaves a program undecided comes back: it is dropped here, where drops are counted for each pod, or passes.
-    fn run(&self, batch: &mut Batch, chain: Chain<'_>, id: ProgramId) {
-        let Some(laid) = self.programs.get(&id) else {
+    /// What comes back of a program is dropped here, where it is counted for each pod, or passes where nobody denies anything.
+    fn run(
+        &mut self,
+        batch: &mut Batch,
+        of: (&Attachment, Direction),
+        chain: Chain<'_>,
+        id: ProgramId,
+    ) {
+        let Some(laid) = self.programs.get(&id).cloned() else {
             // Named by nobody who keeps to the contract: closed, and seen in the list of rules.
             batch.add_rule(&Rule::of(chain).counter().verdict(&NftVerdict::Drop));
             return;
@@ -291,9 +371,63 @@ impl Dataplane {
             let first = NftVerdict::jump(&Chain::plain(INET, &first));
             batch.add_rule(&Rule::of(chain).verdict(&first));
         }
-        if laid.isolates {
-            batch.add_rule(&Rule::of(chain).counter().verdict(&NftVerdict::Drop));
+        let Some((last, marked)) = laid.deniers.split_last() else {
+            return;
+        };
+        for (mark, denier) in (0..).zip(marked) {
+            let rule = Rule::of(chain).is(Field::MARK, Value::Mark(mark));
+            self.deny(batch, of, rule, denier);
         }
+        // Without a question: nothing that comes back passes.
+        self.deny(batch, of, Rule::of(chain), last);
+    }
+
+    /// Logs, counts and drops what `rule` matches.
+    fn deny(
+        &mut self,
+        batch: &mut Batch,
+        (attachment, direction): (&Attachment, Direction),
+        rule: Rule<'_>,
+        denier: &Denier,
+    ) {
+        let counted = Counted {
+            attachment: attachment.clone(),
+            direction,
+            denier: denier.to_string().into(),
+        };
+        let name = counted.name();
+        let counter = Counter {
+            comment: Some(counted.comment()),
+            ..Counter::of(INET, &name)
+        };
+        batch.add_counter(&counter);
+        if self.logs {
+            batch.add_rule(&rule.clone().limit(TOLD).log_to(GROUP, &name));
+        }
+        batch.add_rule(&rule.counts_with(&counter).verdict(&NftVerdict::Drop));
+        self.idle.remove(&name);
+        let place = Place {
+            counted,
+            is_used: true,
+        };
+        self.counters.insert(name, place);
+        self.counters_changed = true;
+    }
+
+    /// No rule of the attachment's counts any longer. What was counted is told on, of some.
+    fn retire_counters(&mut self, attachment: &str) {
+        let mut unused = 0;
+        let too_many = |_: &String, place: &mut Place| {
+            if *place.counted.attachment != *attachment {
+                return false;
+            }
+            unused += usize::from(!place.is_used);
+            let is_too_many = !place.is_used && unused > FORMER;
+            place.is_used = false;
+            is_too_many
+        };
+        let names = self.counters.extract_if(.., too_many);
+        self.idle.extend(names.map(|(name, _)| name));
     }
 
     /// Deletes what nobody refers to any longer: of this epoch, and of an earlier one.
@@ -340,13 +474,71 @@ impl Stale {
     }
 }
 
-/// With what the step says of what it means.
-fn decide<'a>(rule: Rule<'a>, step: &Step, on: &NftVerdict) -> Rule<'a> {
-    let rule = rule.comment(comment(&step.origin));
-    match step.action {
-        Action::Accept => rule.verdict(&NftVerdict::Accept),
-        Action::Deny => rule.counter().verdict(&NftVerdict::Drop),
-        Action::Pass => rule.verdict(on),
+/// Where packets go on in a program.
+struct Ways<'a> {
+    /// Behind the last stage what is left is dropped.
+    isolates: bool,
+    deniers: &'a [Denier],
+}
+
+impl<'a> Ways<'a> {
+    fn of(program: &Program, deniers: &'a [Denier]) -> Self {
+        Self {
+            isolates: !program.isolated_by.is_empty(),
+            deniers,
+        }
+    }
+
+    /// With what the step says of what it means.
+    fn decide<'r>(&self, rule: Rule<'r>, step: &Step, next: Option<&Chain<'_>>) -> Rule<'r> {
+        let rule = rule.comment(comment(&step.origin));
+        match step.action {
+            Action::Accept => rule.verdict(&NftVerdict::Accept),
+            Action::Deny => self.back(rule, &Denier::of_rule(&step.origin)),
+            Action::Pass => self.on(rule, next),
+        }
+    }
+
+    /// With the next stage; behind the last one nothing is left to ask.
+    fn on<'r>(&self, rule: Rule<'r>, next: Option<&Chain<'_>>) -> Rule<'r> {
+        match (next, self.deniers.last()) {
+            (Some(next), _) => rule.verdict(&NftVerdict::goto(next)),
+            (None, Some(last)) if self.isolates => self.back(rule, last),
+            // What comes back is dropped where anybody denies anything.
+            (None, Some(_)) => rule.verdict(&NftVerdict::Accept),
+            (None, None) => rule.verdict(&NftVerdict::Return),
+        }
+    }
+
+    /// Back to the attachment's chain, to be dropped for that one's sake.
+    fn back<'r>(&self, rule: Rule<'r>, denier: &Denier) -> Rule<'r> {
+        let mark = self.deniers.iter().position(|known| known == denier);
+        let mark = mark.and_then(|mark| u32::try_from(mark).ok());
+        let rule = match mark {
+            Some(mark) if self.deniers.len() > 1 => rule.set_mark(mark),
+            _ => rule,
+        };
+        rule.verdict(&NftVerdict::Return)
+    }
+}
+
+/// True where rules may log to a group: the kernel is asked with a table that never is.
+fn can_log(nft: &mut Nft) -> podspan_kernel::Result<bool> {
+    let table = Table {
+        name: "podspan_asks",
+        ..INET
+    };
+    let chain = Chain::plain(table, "log");
+    let mut batch = Batch::new();
+    batch.add_table(table);
+    batch.add_chain(chain);
+    batch.add_rule(&Rule::of(chain).log_to(GROUP, "may I"));
+    batch.delete_table(table);
+    match nft.commit(batch) {
+        Ok(()) => Ok(true),
+        // No logger, no expression, or not here.
+        Err(error) if [Errno::NOENT, Errno::OPNOTSUPP].contains(&error.errno()) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

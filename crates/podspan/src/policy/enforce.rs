@@ -25,6 +25,7 @@ use super::adopt;
 use super::chains::{self, MAPS};
 use super::connections;
 use super::dataplane::Dataplane;
+use super::denied::{Counted, Series};
 use super::model::Model;
 use super::object::Attached;
 use super::program::{Attachment, Verdict};
@@ -80,6 +81,7 @@ pub fn start(
         look: Arc::clone(&look),
         failed: None,
         end_at: None,
+        sweep: true,
         problem: None,
         strangers: None,
         board: Arc::clone(board),
@@ -131,6 +133,8 @@ struct Enforcer {
     failed: Option<Instant>,
     /// When connections are looked through.
     end_at: Option<Instant>,
+    /// Counters that nobody counts with may be deleted.
+    sweep: bool,
     /// What failed, as it hangs on the board.
     problem: Option<String>,
     /// The pods that cannot be adopted, as they hang there.
@@ -162,6 +166,7 @@ impl Enforcer {
                 self.adopt = true;
                 self.look.store(true, Ordering::Release);
                 next_look = now + PERIOD;
+                self.sweep = true;
             }
             let outcome = self.keep(now);
             self.tell(outcome, now);
@@ -197,6 +202,10 @@ impl Enforcer {
             self.end_at = None;
             self.end_denied()?;
         }
+        // Until everything is laid again the counters of an earlier agent are in use.
+        if self.model.is_synced() && std::mem::take(&mut self.sweep) {
+            self.dataplane.sweep()?;
+        }
         Ok(())
     }
 
@@ -221,6 +230,7 @@ impl Enforcer {
                 }
             }
         }
+        self.tell_denied();
         let unknown = |attachment: &&Attachment| {
             matches!(self.model.verdict(attachment), Some(Verdict::Unknown))
         };
@@ -242,6 +252,24 @@ impl Enforcer {
             }
             self.strangers = told;
         }
+    }
+
+    /// Says which counter is whose.
+    fn tell_denied(&mut self) {
+        let Some(counters) = self.dataplane.changed_counters() else {
+            return;
+        };
+        let series = |(name, counted): (&String, &Counted)| {
+            let attached = self.attachments.get(&counted.attachment)?;
+            let series = Series {
+                pod: attached.pod.clone(),
+                direction: counted.direction,
+                denier: counted.denier.clone(),
+            };
+            Some((name.clone(), series))
+        };
+        let all = counters.filter_map(series).collect();
+        self.board.metrics.policy.denied.put(all);
     }
 
     fn problem(&mut self, error: &str) {
@@ -267,6 +295,7 @@ impl Enforcer {
             .filter(|name| !seen.contains_key(*name))
         {
             self.model.detached(name);
+            self.dataplane.forget(name);
         }
         for (name, attached) in &seen {
             if self.attachments.get(name) != Some(attached) {

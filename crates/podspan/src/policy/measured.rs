@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::denied::Ledger;
+
 /// What is counted.
 #[derive(Debug, Default)]
 pub struct Measured {
@@ -17,6 +19,8 @@ pub struct Measured {
     pub failures: Counter,
     /// Connections that were ended because a new denial forbids them.
     pub ended: Counter,
+    /// What the kernel counts of denied packets, and of whom.
+    pub denied: Ledger,
     /// This node's pods, by whether the API knows them.
     pods: Family<State, Gauge>,
 }

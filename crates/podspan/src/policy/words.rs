@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::denied::Denier;
 use super::model::{Judged, PolicyName};
 use super::object::{Action, Key, Protocol, Tier};
 use super::program::{Decision, Direction, Members, Origin, Peers, Ports, Program, SetId, Step};
@@ -60,6 +61,19 @@ impl fmt::Display for PolicyName {
     }
 }
 
+impl fmt::Display for Denier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("not known yet"),
+            Self::Cluster(name) => write!(f, "ClusterNetworkPolicy {name}"),
+            Self::Network(keys) => {
+                let names = keys.iter().map(|key| format!("NetworkPolicy {key}"));
+                f.write_str(&names.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
 impl fmt::Display for Tier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -92,6 +106,18 @@ pub fn judged(direction: Direction, judged: &Judged, port: Option<(Protocol, u16
                 isolating(policies)
             )
         }
+    }
+}
+
+/// Why a packet was denied, by what its counter says of the denier.
+pub fn denied(pod: Option<&str>, denier: Option<&str>) -> String {
+    let pod = pod.unwrap_or("a pod that is gone");
+    match denier {
+        Some(denier) if denier == Denier::Unknown.to_string() => {
+            format!("denied, because the API does not know {pod} yet")
+        }
+        Some(denier) => format!("denied by {denier}, which is about {pod}"),
+        None => format!("denied by a policy that was about {pod} and is gone"),
     }
 }
 

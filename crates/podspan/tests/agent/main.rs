@@ -10,6 +10,7 @@
 )]
 
 mod commands;
+mod denied;
 mod doctor;
 mod forwarding;
 mod keeps;

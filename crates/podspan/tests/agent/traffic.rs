@@ -160,7 +160,18 @@ impl Machine {
 
     /// Runs the real plugin with the conflist that the agent wrote; the first plugin's keys are changed by `more`.
     #[track_caller]
-    pub fn plugin(&self, command: &str, (container, pod): (&str, &Place), more: &Value) -> Value {
+    pub fn plugin(&self, command: &str, pod: (&str, &Place), more: &Value) -> Value {
+        self.plugin_for(("", command), pod, more)
+    }
+
+    /// The same with these `CNI_ARGS`.
+    #[track_caller]
+    pub fn plugin_for(
+        &self,
+        (args, command): (&str, &str),
+        (container, pod): (&str, &Place),
+        more: &Value,
+    ) -> Value {
         let conflist = self.path("net.d/10-podspan.conflist");
         let conflist: Value = serde_json::from_slice(&std::fs::read(conflist).unwrap()).unwrap();
         let mut conf = conflist["plugins"][0].clone();
@@ -176,6 +187,7 @@ impl Machine {
             ("CNI_CONTAINERID", container),
             ("CNI_IFNAME", "eth0"),
             ("CNI_PATH", "/nowhere"),
+            ("CNI_ARGS", args),
         ];
         process.envs(environment).env("CNI_NETNS", pod.path());
         let mut child = process
@@ -190,6 +202,15 @@ impl Machine {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{command} {container}: {said}");
         serde_json::from_str(&said).unwrap_or(Value::Null)
+    }
+
+    /// A new pod of this node, as Kubernetes names it; its container has the same name.
+    #[track_caller]
+    pub fn pod_named(&self, namespace: &str, name: &str) -> Place {
+        let pod = Place::new();
+        let args = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}");
+        self.plugin_for((&args, "ADD"), (name, &pod), &json!({}));
+        pod
     }
 
     /// A new pod of this node.

@@ -135,7 +135,9 @@ fn programs_are_chains_and_what_they_leave_undecided_is_decided_in_the_attachmen
     let mut dataplane = Dataplane::open(false).unwrap();
     dataplane.apply(&everything()).unwrap();
 
-    assert_eq!(rules("pi_a"), ["jump policy_0_1_0", "counter drop"]);
+    let isolating = "NetworkPolicy shop/web";
+    let [log, drop] = denying("pi_a", isolating);
+    assert_eq!(rules("pi_a"), ["jump policy_0_1_0".to_owned(), log, drop]);
     assert_eq!(rules("pe_a"), ["jump policy_0_2_0"]);
     let said = "comment \"NetworkPolicy shop/web rule 1\"";
     assert_eq!(
@@ -143,7 +145,7 @@ fn programs_are_chains_and_what_they_leave_undecided_is_decided_in_the_attachmen
         [
             format!("ip saddr @policy_0_1_ip4 goto policy_0_1_1 {said}"),
             format!("ip6 saddr @policy_0_1_ip6 goto policy_0_1_1 {said}"),
-            format!("tcp dport 22 counter drop {said}"),
+            format!("tcp dport 22 return {said}"),
             "goto policy_0_1_1".to_owned(),
         ]
     );
@@ -167,6 +169,144 @@ fn programs_are_chains_and_what_they_leave_undecided_is_decided_in_the_attachmen
     assert_eq!(elements("policy_0_1_ip6"), "fd01::2");
     assert_eq!(elements("policy_0_2_ip4"), "10.0.0.0-10.0.0.9");
     assert_eq!(elements("policy_0_3_ip6"), "fd01::9 . 132 . 8081");
+}
+
+/// The rules that log and drop, as `nft` prints them.
+fn denying(chain: &str, denier: &str) -> [String; 2] {
+    let (attachment, direction) = match chain.split_once('_').unwrap() {
+        ("pi", name) => (name, Direction::Ingress),
+        (_, name) => (name, Direction::Egress),
+    };
+    let counted = Counted {
+        attachment: attachment.into(),
+        direction,
+        denier: denier.into(),
+    };
+    let name = counted.name();
+    [
+        format!("limit rate 10/second burst 20 packets log prefix \"{name}\" group 112"),
+        format!("counter name \"{name}\" drop"),
+    ]
+}
+
+/// Which policy denies is said by the mark that nobody sees, and the last rule of the chain asks nothing.
+#[test]
+fn several_that_deny_are_told_apart_in_the_attachment_s_chain() {
+    let deny = |policy: &str, rule: usize| Step {
+        origin: Origin::ClusterRule(policy.into(), rule, None),
+        ..step(
+            Peers::Anybody,
+            Ports::Of(vec![(Protocol::Tcp, 1, 9)]),
+            Action::Deny,
+        )
+    };
+    let pass = step(Peers::Anybody, Ports::Any, Action::Pass);
+    let program = |isolated_by: &[Key]| Program {
+        direction: Direction::Ingress,
+        stages: vec![vec![
+            deny("red", 0),
+            deny("blue", 0),
+            deny("red", 1),
+            pass.clone(),
+        ]],
+        isolated_by: isolated_by.to_vec(),
+    };
+    let key = |name: &str| Key {
+        namespace: "shop".into(),
+        name: name.into(),
+    };
+    let laid = |isolated_by: &[Key]| {
+        let _ns = TestNs::new();
+        attachment("a");
+        let difference = Difference {
+            programs: [(ProgramId(1), Some(Arc::new(program(isolated_by))))].into(),
+            attachments: [("a".into(), known(Some(1), None))].into(),
+            ..Difference::default()
+        };
+        Dataplane::open(false).unwrap().apply(&difference).unwrap();
+        let verdicts = rules("policy_0_1_0").into_iter();
+        let verdicts = verdicts.map(|rule| rule.replace("tcp dport 1-9 ", ""));
+        let verdicts = verdicts.map(|rule| rule.split(" comment").next().unwrap().to_owned());
+        (rules("pi_a"), verdicts.collect::<Vec<_>>())
+    };
+    let marked = |mark: &str, denier: &str| {
+        denying("pi_a", denier).map(|rule| format!("meta mark {mark} {rule}"))
+    };
+    let [red, blue] = ["ClusterNetworkPolicy red", "ClusterNetworkPolicy blue"];
+    let jump = || vec!["jump policy_0_1_0".to_owned()];
+
+    let (own, program) = laid(&[]);
+    let expected = [
+        jump(),
+        marked("0x00000000", red).into(),
+        denying("pi_a", blue).into(),
+    ];
+    assert_eq!(own, expected.concat());
+    let set = |mark: u32| format!("meta mark set {mark:#010x} return");
+    let expected = [
+        set(0),
+        set(1),
+        set(0),
+        "accept".to_owned(),
+        "accept".to_owned(),
+    ];
+    assert_eq!(program, expected);
+
+    let (own, program) = laid(&[key("a"), key("b")]);
+    let both = "NetworkPolicy shop/a, NetworkPolicy shop/b";
+    let expected = [
+        jump(),
+        marked("0x00000000", red).into(),
+        marked("0x00000001", blue).into(),
+        denying("pi_a", both).into(),
+    ];
+    assert_eq!(own, expected.concat());
+    assert_eq!(program, [set(0), set(1), set(0), set(2), set(2)]);
+}
+
+fn counters() -> Vec<String> {
+    let listed = Nft::open().unwrap().list_counters(INET).unwrap();
+    let mut comments: Vec<_> = listed.into_iter().filter_map(|one| one.comment).collect();
+    comments.sort();
+    comments
+}
+
+#[test]
+fn counters_stay_while_the_attachment_is_there_and_those_of_nobody_are_swept() {
+    let _ns = TestNs::new();
+    attachment("a");
+    let mut dataplane = Dataplane::open(false).unwrap();
+    dataplane.apply(&everything()).unwrap();
+    assert_eq!(counters(), ["NetworkPolicy shop/web"]);
+    let open = Difference {
+        attachments: [("a".into(), known(None, None))].into(),
+        ..Difference::default()
+    };
+    dataplane.apply(&open).unwrap();
+    dataplane.sweep().unwrap();
+    assert_eq!(counters(), ["NetworkPolicy shop/web"], "told on");
+    assert_eq!(dataplane.changed_counters().unwrap().count(), 1);
+    assert!(dataplane.changed_counters().is_none());
+
+    // A new agent, with another policy: those of before go, but not while rules count with them.
+    let closed = Difference {
+        attachments: [("a".into(), Verdict::Unknown)].into(),
+        ..Difference::default()
+    };
+    dataplane.apply(&closed).unwrap();
+    let mut next = Dataplane::open(false).unwrap();
+    next.sweep().unwrap();
+    assert_eq!(counters(), ["not known yet"; 2]);
+    next.apply(&everything()).unwrap();
+    next.sweep().unwrap();
+    assert_eq!(counters(), ["NetworkPolicy shop/web"]);
+    next.forget("a");
+    assert_eq!(next.changed_counters().unwrap().count(), 0);
+    let mut batch = Batch::new();
+    batch.delete_chain(Chain::plain(INET, "pi_a"));
+    Nft::open().unwrap().commit(batch).unwrap();
+    next.sweep().unwrap();
+    assert!(counters().is_empty());
 }
 
 #[test]
@@ -207,8 +347,13 @@ fn a_pod_that_is_not_known_is_closed_or_open_as_the_operator_says() {
         ..Difference::default()
     };
     Dataplane::open(false).unwrap().apply(&unknown).unwrap();
-    assert_eq!(rules("pi_a"), ["counter drop comment \"closed\""]);
-    assert_eq!(rules("pe_a"), rules("pi_a"));
+    for chain in ["pi_a", "pe_a"] {
+        let closed = denying(chain, "not known yet");
+        assert_eq!(
+            rules(chain),
+            closed.map(|rule| format!("{rule} comment \"closed\""))
+        );
+    }
     Dataplane::open(true).unwrap().apply(&unknown).unwrap();
     assert!(rules("pi_a").is_empty() && rules("pe_a").is_empty());
 }

@@ -76,6 +76,11 @@ impl Model {
         }
     }
 
+    /// The pod that has that address, on whatever node.
+    pub fn pod_at(&self, address: IpAddr) -> Option<&Key> {
+        self.cluster.owner(address).pod.map(|(pod, _)| &pod.key)
+    }
+
     /// The policies, those of the cluster first, in the order in which they decide.
     pub fn policies(&self) -> Vec<Summary> {
         let names = self.attachments.entries.keys();
