@@ -5,6 +5,7 @@
 
 #![allow(
     dead_code,
+    clippy::panic,
     unused_imports,
     missing_docs,
     clippy::print_stdout,
@@ -13,6 +14,9 @@
     reason = "a bench, which uses a part of the model"
 )]
 
+#[cfg(test)]
+#[path = "../../tests/policy/cases/mod.rs"]
+mod cases;
 mod model;
 mod object;
 #[cfg(test)]

@@ -341,26 +341,23 @@ impl Dataplane {
             let program = match (verdict, direction) {
                 (Verdict::Unknown, _) if self.when_unknown_open => None,
                 (Verdict::Unknown, _) => {
-                    self.deny(batch, of, Rule::of(chain).comment(CLOSED), &Denier::Unknown);
+                    let rule = Rule::of(chain).comment(CLOSED);
+                    self.deny(batch, of, (rule, &Denier::Unknown));
                     None
                 }
                 (Verdict::Known { ingress, .. }, Direction::Ingress) => *ingress,
                 (Verdict::Known { egress, .. }, Direction::Egress) => *egress,
             };
             if let Some(id) = program {
-                self.run(batch, of, chain, id);
+                self.run(batch, of, id);
             }
         }
     }
 
     /// What comes back of a program is dropped here, where it is counted for each pod, or passes where nobody denies anything.
-    fn run(
-        &mut self,
-        batch: &mut Batch,
-        of: (&Attachment, Direction),
-        chain: Chain<'_>,
-        id: ProgramId,
-    ) {
+    fn run(&mut self, batch: &mut Batch, of: (&Attachment, Direction), id: ProgramId) {
+        let own = own_chain(of.0, of.1);
+        let chain = Chain::plain(INET, &own);
         let Some(laid) = self.programs.get(&id).cloned() else {
             // Named by nobody who keeps to the contract: closed, and seen in the list of rules.
             batch.add_rule(&Rule::of(chain).counter().verdict(&NftVerdict::Drop));
@@ -376,10 +373,10 @@ impl Dataplane {
         };
         for (mark, denier) in (0..).zip(marked) {
             let rule = Rule::of(chain).is(Field::MARK, Value::Mark(mark));
-            self.deny(batch, of, rule, denier);
+            self.deny(batch, of, (rule, denier));
         }
         // Without a question: nothing that comes back passes.
-        self.deny(batch, of, Rule::of(chain), last);
+        self.deny(batch, of, (Rule::of(chain), last));
     }
 
     /// Logs, counts and drops what `rule` matches.
@@ -387,8 +384,7 @@ impl Dataplane {
         &mut self,
         batch: &mut Batch,
         (attachment, direction): (&Attachment, Direction),
-        rule: Rule<'_>,
-        denier: &Denier,
+        (rule, denier): (Rule<'_>, &Denier),
     ) {
         let counted = Counted {
             attachment: attachment.clone(),

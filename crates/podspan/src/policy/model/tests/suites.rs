@@ -1,8 +1,8 @@
 //! The cases of the suites: the model says of every question what the oracle of the cases says.
 
+use super::super::super::cases::oracle::{FAMILIES, allows};
+use super::super::super::cases::{Layout, cnp, cyclonus, netpol};
 use super::super::Model;
-use crate::policy::cases::oracle::{FAMILIES, allows};
-use crate::policy::cases::{Layout, cnp, cyclonus, netpol};
 
 #[test]
 fn every_question_of_the_suites_is_judged_right() {
