@@ -341,14 +341,15 @@ impl Dataplane {
             let program = match (verdict, direction) {
                 (Verdict::Unknown, _) if self.when_unknown_open => None,
                 (Verdict::Unknown, _) => {
-                    self.deny(batch, of, Rule::of(chain).comment(CLOSED), &Denier::Unknown);
+                    let rule = Rule::of(chain).comment(CLOSED);
+                    self.deny(batch, of, (rule, &Denier::Unknown));
                     None
                 }
                 (Verdict::Known { ingress, .. }, Direction::Ingress) => *ingress,
                 (Verdict::Known { egress, .. }, Direction::Egress) => *egress,
             };
             if let Some(id) = program {
-                self.run(batch, of, chain, id);
+                self.run(batch, of, (chain, id));
             }
         }
     }
@@ -358,8 +359,7 @@ impl Dataplane {
         &mut self,
         batch: &mut Batch,
         of: (&Attachment, Direction),
-        chain: Chain<'_>,
-        id: ProgramId,
+        (chain, id): (Chain<'_>, ProgramId),
     ) {
         let Some(laid) = self.programs.get(&id).cloned() else {
             // Named by nobody who keeps to the contract: closed, and seen in the list of rules.
@@ -376,10 +376,10 @@ impl Dataplane {
         };
         for (mark, denier) in (0..).zip(marked) {
             let rule = Rule::of(chain).is(Field::MARK, Value::Mark(mark));
-            self.deny(batch, of, rule, denier);
+            self.deny(batch, of, (rule, denier));
         }
         // Without a question: nothing that comes back passes.
-        self.deny(batch, of, Rule::of(chain), last);
+        self.deny(batch, of, (Rule::of(chain), last));
     }
 
     /// Logs, counts and drops what `rule` matches.
@@ -387,8 +387,7 @@ impl Dataplane {
         &mut self,
         batch: &mut Batch,
         (attachment, direction): (&Attachment, Direction),
-        rule: Rule<'_>,
-        denier: &Denier,
+        (rule, denier): (Rule<'_>, &Denier),
     ) {
         let counted = Counted {
             attachment: attachment.clone(),

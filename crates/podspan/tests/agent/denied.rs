@@ -177,7 +177,7 @@ impl Listener {
     /// The next line, which comes at the latest when nobody would wait any longer.
     #[track_caller]
     fn line(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("a line")
+        self.lines.recv_timeout(PATIENCE).unwrap()
     }
 
     /// The next line, without its time.
