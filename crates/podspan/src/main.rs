@@ -104,10 +104,16 @@ enum Command {
 #[derive(Args)]
 struct ConfigFile {
     /// The configuration [default: /etc/podspan/agent.toml, for the router router.toml]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// This node's name, in the place of the configuration's
-    #[arg(long, value_name = "NAME", env = "NODE_NAME", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "NODE_NAME",
+        hide_env_values = true
+    )]
     node: Option<String>,
 }
 

@@ -349,15 +349,18 @@ impl Dataplane {
                 (Verdict::Known { egress, .. }, Direction::Egress) => *egress,
             };
             if let Some(id) = program {
-                self.run(batch, of, id);
+                self.run(batch, of, (chain, id));
             }
         }
     }
 
     /// What comes back of a program is dropped here, where it is counted for each pod, or passes where nobody denies anything.
-    fn run(&mut self, batch: &mut Batch, of: (&Attachment, Direction), id: ProgramId) {
-        let own = own_chain(of.0, of.1);
-        let chain = Chain::plain(INET, &own);
+    fn run(
+        &mut self,
+        batch: &mut Batch,
+        of: (&Attachment, Direction),
+        (chain, id): (Chain<'_>, ProgramId),
+    ) {
         let Some(laid) = self.programs.get(&id).cloned() else {
             // Named by nobody who keeps to the contract: closed, and seen in the list of rules.
             batch.add_rule(&Rule::of(chain).counter().verdict(&NftVerdict::Drop));

@@ -2,7 +2,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -10,6 +12,7 @@ use crate::machine::{Agent, Machine, THREE_NODES};
 use crate::operation::{is_ready, metric};
 use crate::traffic::Place;
 
+const PATIENCE: Duration = Duration::from_secs(30);
 const OPERATION: &str = "listen = \"127.0.0.1:9470\"\n";
 
 fn pod(name: &str, ip: &str) -> Value {
@@ -142,7 +145,7 @@ fn denied_packets_are_counted_for_each_pod_and_policy_and_never_fewer() {
 /// `podspan policy log`, which listens.
 struct Listener {
     child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
+    lines: Receiver<String>,
 }
 
 impl Listener {
@@ -159,15 +162,27 @@ impl Listener {
         BufReader::new(stderr).read_line(&mut said).unwrap();
         assert_eq!(said, "podspan: denied packets are told from now on\n");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        Self {
+            child,
+            lines: receiver,
+        }
     }
 
-    fn line(&mut self) -> String {
-        self.lines.next().unwrap().unwrap()
+    /// The next line, which comes at the latest when nobody would wait any longer.
+    #[track_caller]
+    fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).unwrap()
     }
 
     /// The next line, without its time.
-    fn text(&mut self) -> String {
+    #[track_caller]
+    fn text(&self) -> String {
         let line = self.line();
         let (time, rest) = line.split_once(' ').unwrap();
         assert!(time.parse::<jiff::Timestamp>().is_ok(), "{line}");
@@ -192,7 +207,7 @@ fn denied_packets_are_told_with_the_names_of_pods_and_policies() {
     let [web, _db, cache] = machine.pods();
     let node2 = machine.node2();
 
-    let mut all = Listener::start(&machine, "");
+    let all = Listener::start(&machine, "");
     let (status, said) = machine.run("policy log --for 1s");
     assert_eq!(status, 2);
     assert!(
@@ -219,7 +234,23 @@ fn denied_packets_are_told_with_the_names_of_pods_and_policies() {
         format!("ingress 172.16.0.2 -> shop/db UDP 80: {by_one}")
     );
 
+    drop(all);
+
+    // Killed, it has left nothing; the next one listens at once.
+    let one = Listener::start(&machine, "--pod shop/cache -o json");
+    send(&web, "10.0.1.3:53", 1);
+    send(&cache, "10.0.1.3:53", 1);
+    let mut told: Value = serde_json::from_str(&one.line()).unwrap();
+    assert!(told["time"].take().is_string());
+    let expected = json!({"time": null, "direction": "ingress", "pod": "shop/db", "from": "10.0.1.4",
+        "from_pod": "shop/cache", "to": "10.0.1.3", "to_pod": "shop/db", "protocol": "UDP", "port": 53,
+        "policy": ONE});
+    assert_eq!(told, expected);
+    drop(one);
+    assert_eq!(machine.run("policy log --for 100ms").0, 0);
+
     // A flood is told in part, and counted as a whole.
+    let all = Listener::start(&machine, "");
     let before = counted("db", ONE).unwrap();
     send(&web, "10.0.1.3:53", 500);
     machine.until("all of the flood", || {
@@ -231,18 +262,4 @@ fn denied_packets_are_told_with_the_names_of_pods_and_policies() {
         told += 1;
     }
     assert!((1..250).contains(&told), "{told}");
-    drop(all);
-
-    // Killed, it has left nothing; the next one listens at once.
-    let mut one = Listener::start(&machine, "--pod shop/cache -o json");
-    send(&web, "10.0.1.3:53", 1);
-    send(&cache, "10.0.1.3:53", 1);
-    let mut told: Value = serde_json::from_str(&one.line()).unwrap();
-    assert!(told["time"].take().is_string());
-    let expected = json!({"time": null, "direction": "ingress", "pod": "shop/db", "from": "10.0.1.4",
-        "from_pod": "shop/cache", "to": "10.0.1.3", "to_pod": "shop/db", "protocol": "UDP", "port": 53,
-        "policy": ONE});
-    assert_eq!(told, expected);
-    drop(one);
-    assert_eq!(machine.run("policy log --for 100ms").0, 0);
 }

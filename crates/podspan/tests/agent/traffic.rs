@@ -161,14 +161,14 @@ impl Machine {
     /// Runs the real plugin with the conflist that the agent wrote; the first plugin's keys are changed by `more`.
     #[track_caller]
     pub fn plugin(&self, command: &str, pod: (&str, &Place), more: &Value) -> Value {
-        self.plugin_for(("", command), pod, more)
+        self.plugin_for((command, ""), pod, more)
     }
 
     /// The same with these `CNI_ARGS`.
     #[track_caller]
     pub fn plugin_for(
         &self,
-        (args, command): (&str, &str),
+        (command, args): (&str, &str),
         (container, pod): (&str, &Place),
         more: &Value,
     ) -> Value {
@@ -209,7 +209,7 @@ impl Machine {
     pub fn pod_named(&self, namespace: &str, name: &str) -> Place {
         let pod = Place::new();
         let args = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}");
-        self.plugin_for((&args, "ADD"), (name, &pod), &json!({}));
+        self.plugin_for(("ADD", &args), (name, &pod), &json!({}));
         pod
     }
 

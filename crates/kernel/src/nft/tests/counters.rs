@@ -107,3 +107,23 @@ fn rules_with_counters_marks_and_logs_are_written_as_nft_writes_them() {
     let for_all: Vec<_> = rules.iter().map(|rule| rule.is_for_all).collect();
     assert_eq!(for_all, [false, false, true]);
 }
+
+#[test]
+fn the_counters_of_a_full_node_are_all_listed() {
+    let _ns = TestNs::new();
+    let mut nft = Nft::open().unwrap();
+    let names: Vec<String> = (0..440).map(|n| format!("pi_pod_{n}")).collect();
+    let mut batch = Batch::new();
+    batch.add_table(TABLE);
+    for name in &names {
+        batch.add_counter(&Counter {
+            comment: ONE.comment,
+            ..Counter::of(TABLE, name)
+        });
+    }
+    nft.commit(batch).unwrap();
+    let begin = std::time::Instant::now();
+    let listed = nft.list_counters(TABLE).unwrap();
+    println!("{} counters in {:?}", listed.len(), begin.elapsed());
+    assert_eq!(listed.len(), names.len());
+}
