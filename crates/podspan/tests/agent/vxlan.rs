@@ -55,9 +55,10 @@ fn written_down(machine: &Machine) -> Vec<String> {
     });
     let mut all: Vec<_> = table.collect();
     for family in ["-4", "-6"] {
-        let seen = machine.ns.ip(&format!("{family} neigh show dev {DEVICE}"));
+        // Of all devices: this one may be made anew just now, and then it is not there.
+        let seen = machine.ns.ip(&format!("{family} neigh show"));
         let seen = seen.as_array().cloned().unwrap_or_default().into_iter();
-        let permanent = seen.filter(|n| n["state"][0] == "PERMANENT");
+        let permanent = seen.filter(|n| n["dev"] == DEVICE && n["state"][0] == "PERMANENT");
         all.extend(permanent.map(|n| format!("{} lladdr {}", text(&n, "dst"), text(&n, "lladdr"))));
     }
     all.sort();
