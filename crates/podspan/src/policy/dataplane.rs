@@ -12,22 +12,23 @@
 //! What would surprise: `accept` ends the base chain that asked, not the packet's way; the other direction is asked by another.
 //! A set has a name for each family, of which one may stay empty.
 
+mod elements;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use podspan_cni::filter::INET;
 use podspan_kernel::Errno;
 use podspan_kernel::nft::{
-    Batch, Chain, Counter, Element, Field, Nft, Rule, Set, Table, Type, Value,
-    Verdict as NftVerdict,
+    Batch, Chain, Counter, Field, Nft, Rule, Set, Table, Value, Verdict as NftVerdict,
 };
 
+use self::elements::{Kind, Names, add, delete, number};
 use super::chains::{CLOSED, own_chain};
 use super::denied::{Counted, Denier, GROUP, TOLD, counted_by};
-use super::object::{Action, Key, Protocol};
+use super::object::{Action, Key};
 use super::program::{
-    Attachment, Difference, Direction, Members, Origin, Peers, Ports, Program, ProgramId,
-    SetChange, SetId, Step, Verdict,
+    Attachment, Difference, Direction, Origin, Peers, Ports, Program, ProgramId, SetChange, SetId,
+    Step, Verdict,
 };
 
 /// Begins the names of the chains of programs, and of sets.
@@ -36,8 +37,6 @@ const PREFIX: &str = "policy";
 const FORMER: usize = 8;
 /// How long a rule's comment may be, in bytes.
 const COMMENT: usize = 253;
-const SOCKET4: [Type; 3] = [Type::Ipv4, Type::Protocol, Type::Port];
-const SOCKET6: [Type; 3] = [Type::Ipv6, Type::Protocol, Type::Port];
 
 /// What of ours is in the kernel.
 pub struct Dataplane {
@@ -83,44 +82,6 @@ struct Laid {
 struct Stale {
     chains: Vec<String>,
     sets: Vec<String>,
-}
-
-/// What kind of members a set has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Addresses,
-    Ranges,
-    Sockets,
-}
-
-impl Kind {
-    fn of(members: &Members) -> Self {
-        match members {
-            Members::Addresses(_) => Self::Addresses,
-            Members::Ranges(_) => Self::Ranges,
-            Members::Sockets(_) => Self::Sockets,
-        }
-    }
-}
-
-/// The names of a set's two halves.
-struct Names([String; 2]);
-
-impl Names {
-    fn sets(&self, kind: Kind) -> [Set<'_>; 2] {
-        let Self([v4, v6]) = self;
-        match kind {
-            Kind::Addresses => [
-                Set::of(INET, v4, &[Type::Ipv4]),
-                Set::of(INET, v6, &[Type::Ipv6]),
-            ],
-            Kind::Ranges => [
-                Set::of(INET, v4, &[Type::Ipv4]).with_intervals(),
-                Set::of(INET, v6, &[Type::Ipv6]).with_intervals(),
-            ],
-            Kind::Sockets => [Set::of(INET, v4, &SOCKET4), Set::of(INET, v6, &SOCKET6)],
-        }
-    }
 }
 
 impl Dataplane {
@@ -544,56 +505,6 @@ fn can_log(nft: &mut Nft) -> podspan_kernel::Result<bool> {
 fn epoch_of(name: &str) -> Option<u32> {
     let rest = name.strip_prefix(PREFIX)?.strip_prefix('_')?;
     rest.split('_').next()?.parse().ok()
-}
-
-fn add(batch: &mut Batch, names: &Names, members: &Members) {
-    change(names, members, |set, elements| {
-        batch.add_elements(set, elements)
-    });
-}
-
-fn delete(batch: &mut Batch, names: &Names, members: &Members) {
-    change(names, members, |set, elements| {
-        batch.delete_elements(set, elements);
-    });
-}
-
-/// The members of each family, and the set that they belong to.
-fn change(names: &Names, members: &Members, mut take: impl FnMut(&Set<'_>, &[Element])) {
-    let elements: Vec<(bool, Element)> = match members {
-        Members::Addresses(all) => {
-            let all = all.iter().copied();
-            all.map(|ip| (ip.is_ipv4(), Element::new([ip.into()])))
-                .collect()
-        }
-        Members::Ranges(all) => {
-            let all = all.iter().copied();
-            all.map(|(first, last)| {
-                let element = Element::new([first.into()]).through([last.into()]);
-                (first.is_ipv4(), element)
-            })
-            .collect()
-        }
-        Members::Sockets(all) => all.iter().copied().map(socket).collect(),
-    };
-    let (v4, v6): (Vec<_>, Vec<_>) = elements.into_iter().partition(|(is_ipv4, _)| *is_ipv4);
-    for (set, elements) in names.sets(Kind::of(members)).iter().zip([v4, v6]) {
-        let elements: Vec<_> = elements.into_iter().map(|(_, element)| element).collect();
-        take(set, &elements);
-    }
-}
-
-fn socket((ip, protocol, port): (IpAddr, Protocol, u16)) -> (bool, Element) {
-    let key = [ip.into(), number(protocol), Value::Port(port)];
-    (ip.is_ipv4(), Element::new(key))
-}
-
-fn number(protocol: Protocol) -> Value {
-    match protocol {
-        Protocol::Tcp => Value::TCP,
-        Protocol::Udp => Value::UDP,
-        Protocol::Sctp => Value::SCTP,
-    }
 }
 
 /// The rule that a rule of the kernel stands for, for people who read `nft list`.

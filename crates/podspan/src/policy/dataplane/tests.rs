@@ -1,12 +1,15 @@
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::process::Command;
 use std::sync::Arc;
 
 use podspan_kernel::Errno;
+use podspan_kernel::nft::Type;
 use podspan_kernel::testing::TestNs;
 
 use super::*;
-use crate::policy::object::Text;
+use crate::policy::object::{Protocol, Text};
+use crate::policy::program::Members;
 
 /// The chains of one attachment as the plugin makes them.
 fn attachment(name: &str) {
@@ -404,4 +407,28 @@ fn fifty_thousand_members_are_one_transaction() {
         Nft::open().unwrap().list_elements(&set).unwrap().len(),
         50_000
     );
+}
+
+#[test]
+fn policies_may_have_the_longest_names_that_there_are() {
+    let _ns = TestNs::new();
+    attachment("a");
+    let key = Key {
+        namespace: "n".repeat(63).into(),
+        name: "p".repeat(253).into(),
+    };
+    let mut difference = everything();
+    for program in difference.programs.values_mut().flatten() {
+        let program = Arc::make_mut(program);
+        program.stages.iter_mut().flatten().for_each(|step| {
+            step.origin = Origin::Rule(key.clone(), 0);
+        });
+        let others = (0..9).map(|n| Key {
+            name: format!("{n}{}", "q".repeat(252)).into(),
+            ..key.clone()
+        });
+        program.isolated_by = others.collect();
+    }
+    Dataplane::open(false).unwrap().apply(&difference).unwrap();
+    assert!(rules("policy_0_1_1")[0].contains("NetworkPolicy nnnn"));
 }
