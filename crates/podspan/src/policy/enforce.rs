@@ -200,13 +200,22 @@ impl Enforcer {
         }
         if self.end_at.is_some_and(|at| now >= at) {
             self.end_at = None;
-            self.end_denied()?;
+            let ended = self.end_denied();
+            self.tell_beside("connections that policy forbids may go on", ended);
         }
         // Until everything is laid again the counters of an earlier agent are in use.
         if self.model.is_synced() && std::mem::take(&mut self.sweep) {
-            self.dataplane.sweep()?;
+            let swept = self.dataplane.sweep();
+            self.tell_beside("counters of policy that nobody needs stay", swept);
         }
         Ok(())
+    }
+
+    /// A failure of what goes on beside: what is in the kernel is as the model wants it, and nothing is laid anew for it.
+    fn tell_beside(&self, what: &str, outcome: podspan_kernel::Result<()>) {
+        if let Err(error) = outcome {
+            self.board.set_problem(&format!("{what}: {error}"), true);
+        }
     }
 
     fn tell(&mut self, outcome: podspan_kernel::Result<()>, now: Instant) {
