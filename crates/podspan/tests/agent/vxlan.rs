@@ -43,8 +43,10 @@ fn written_down(machine: &Machine) -> Vec<String> {
         return vec![format!("no {link}")];
     }
     let text = |of: &Value, key: &str| of[key].as_str().unwrap_or("?").to_owned();
-    let table = bridge(&format!("fdb show dev {DEVICE}"));
+    // Of all devices: this one may be made anew just now, and then it is not there.
+    let table = bridge("fdb show");
     let table = table.as_array().cloned().unwrap_or_default().into_iter();
+    let table = table.filter(|entry| entry["ifname"] == DEVICE);
     let table = table.map(|entry| {
         let state = text(&entry, "state");
         format!(
