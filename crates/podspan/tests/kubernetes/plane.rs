@@ -182,21 +182,20 @@ impl Plane {
     }
 
     pub fn create(&self, path: &str, object: &Value) -> Value {
-        let body = serde_json::to_vec(object).unwrap();
-        let request = Request::new(path)
-            .create(&PostParams::default(), body)
-            .unwrap();
+        let request = creation(path, object);
         self.runtime.block_on(self.client.request(request)).unwrap()
     }
 
     /// Several at a time.
     pub fn create_all(&self, path: &str, objects: impl Iterator<Item = Value>) {
+        self.send_all(objects.map(|object| creation(path, &object)));
+    }
+
+    /// Several at a time.
+    pub fn send_all(&self, requests: impl Iterator<Item = axum::http::Request<Vec<u8>>>) {
         self.runtime.block_on(async {
-            let requests = objects.map(|object| async move {
-                let body = serde_json::to_vec(&object).unwrap();
-                let request = Request::new(path).create(&PostParams::default(), body);
-                self.client.request_text(request.unwrap()).await.unwrap()
-            });
+            let requests = requests
+                .map(|request| async move { self.client.request_text(request).await.unwrap() });
             let answers = futures_util::stream::iter(requests).buffer_unordered(16);
             answers.for_each(|_| async {}).await;
         });
@@ -215,11 +214,15 @@ impl Plane {
         let _: Value = self.runtime.block_on(self.client.request(request)).unwrap();
     }
 
+    pub fn get(&self, path: &str, name: &str) -> Value {
+        let request = Request::new(path).get(name, &GetParams::default());
+        self.runtime
+            .block_on(self.client.request(request.unwrap()))
+            .unwrap()
+    }
+
     pub fn node(&self, name: &str) -> Value {
-        let request = Request::new(NODES)
-            .get(name, &GetParams::default())
-            .unwrap();
-        self.runtime.block_on(self.client.request(request)).unwrap()
+        self.get(NODES, name)
     }
 
     pub fn nodes(&self) -> Vec<Value> {
@@ -301,6 +304,13 @@ impl Plane {
             })
             .collect()
     }
+}
+
+/// That asks for the object.
+pub fn creation(path: &str, object: &Value) -> axum::http::Request<Vec<u8>> {
+    let body = serde_json::to_vec(object).unwrap();
+    let request = Request::new(path).create(&PostParams::default(), body);
+    request.unwrap()
 }
 
 /// Asks etcd itself, over the JSON that it understands besides gRPC.
