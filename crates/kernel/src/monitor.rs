@@ -1,5 +1,5 @@
-//! The kernel's news: that something about links, addresses or routes changed, or about neighbours on links that were
-//! named. What changed is not told.
+//! The kernel's news: that something about links, addresses, routes or forwarding changed, or about neighbours on links that
+//! were named. What changed is not told. Of sysctls the kernel tells forwarding, `rp_filter` and few others.
 //!
 //! An event only says *look again*; so a lost one is an event too (the socket's buffer overran: ENOBUFS). Neighbours come
 //! and go all the time on links that others have: of a message about one, the link is read, and nothing else is parsed.
@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::netlink::{u16_at, u32_at};
 
 /// `RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE`
-/// (linux/rtnetlink.h).
-const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400;
+/// (linux/rtnetlink.h), and what is set of forwarding and filters by source: `RTNLGRP_IPV4_NETCONF`, `RTNLGRP_IPV6_NETCONF`.
+const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << (24 - 1) | 1 << (25 - 1);
 /// `RTM_NEWNEIGH`, `RTM_DELNEIGH`: neighbours, and entries of forwarding tables.
 const NEIGHBOUR_KINDS: [u16; 2] = [28, 29];
 /// Where a message has its kind (`struct nlmsghdr`), and one about a neighbour its link (`struct ndmsg` behind it).
@@ -125,6 +125,24 @@ mod tests {
             monitor.wait().unwrap();
         }
     }
+
+    #[test]
+    fn that_forwarding_or_a_filter_by_source_is_another_is_told() {
+        let _ns = TestNs::new();
+        let monitor = Monitor::open(LinkSet::default()).unwrap();
+        for (sysctl, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/lo/rp_filter", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+        ] {
+            std::fs::write(format!("/proc/sys/net/{sysctl}"), value).unwrap();
+            monitor.wait().unwrap();
+            monitor.socket.set_non_blocking(true).unwrap();
+            while monitor.wait().is_ok() {}
+            monitor.socket.set_non_blocking(false).unwrap();
+        }
+    }
+
     #[test]
     fn of_neighbours_those_on_the_named_links_are_told_and_no_others() {
         let ns = TestNs::new();

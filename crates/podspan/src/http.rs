@@ -21,8 +21,8 @@ use crate::agent::PERIOD;
 use crate::board::Board;
 use crate::metrics;
 
-/// A look is due after one period: after three without one, the loop hangs.
-const HANGS: Duration = PERIOD.saturating_mul(3);
+/// A look is due after one period: after two without one, the loop hangs.
+const HANGS: Duration = PERIOD.saturating_mul(2);
 /// How long after a failure the address is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// Who answers, in the header `server`.
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn the_loop_is_alive_as_long_as_it_looks() {
         assert_eq!(health(HANGS), None);
-        let reason = "the last look began 31 s ago; one is due every 10 s";
-        assert_eq!(health(Duration::from_secs(31)).as_deref(), Some(reason));
+        let reason = "the last look began 61 s ago; one is due every 30 s";
+        assert_eq!(health(Duration::from_secs(61)).as_deref(), Some(reason));
     }
 }

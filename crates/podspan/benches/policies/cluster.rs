@@ -10,6 +10,8 @@ pub const PODS: usize = 50_000;
 /// Of each namespace.
 pub const POLICIES: usize = 10;
 pub const PODS_OF_A_NODE: usize = PODS / NODES;
+/// When everything was made.
+const MADE: &str = "2026-11-24T00:00:00Z";
 /// Where the endpoints of the packets serve.
 const PORT: u16 = 7000;
 
@@ -53,7 +55,7 @@ impl Pod {
         ]
     }
 
-    /// As a Deployment's controller makes it, and what the kubelet then says of it.
+    /// As a Deployment's controller makes it, and the kubelet then says of it.
     pub fn object(self) -> Value {
         let variable = |n: usize| json!({"name": format!("SETTING_{n}"), "value": format!("https://service-{n}.example.com:8443/")});
         let container = |name: &str, port: u16| {
@@ -66,10 +68,14 @@ impl Pod {
                 "readinessProbe": {"httpGet": {"path": "/ready", "port": port}, "periodSeconds": 10},
             })
         };
+        let [v4, v6] = self.addresses();
+        let condition =
+            |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": MADE});
+        let conditions = ["Initialized", "Ready", "ContainersReady", "PodScheduled"].map(condition);
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
-                "name": self.name(), "namespace": self.namespace(),
+                "name": self.name(), "namespace": self.namespace(), "uid": self.uid(), "creationTimestamp": MADE,
                 "labels": {"app": self.app(), "tier": "web", "pod-template-hash": format!("{:x}", self.place() * 5)},
                 "ownerReferences": [{
                     "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{}-7d4b9c6f5", self.app()),
@@ -80,26 +86,11 @@ impl Pod {
                 "nodeName": format!("node{}", self.node()), "automountServiceAccountToken": false,
                 "containers": [container("http", 8080), container("metrics", 9090)],
             },
+            "status": {
+                "phase": "Running", "hostIP": crate::plane::address(self.node()),
+                "podIP": v4, "podIPs": [{"ip": v4}, {"ip": v6}], "conditions": conditions,
+            },
         })
-    }
-
-    pub fn status(self) -> Value {
-        let [v4, v6] = self.addresses();
-        let condition = |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": "2026-11-24T00:00:00Z"});
-        let conditions = ["Initialized", "Ready", "ContainersReady", "PodScheduled"].map(condition);
-        json!({
-            "phase": "Running", "hostIP": crate::plane::address(self.node()),
-            "podIP": v4, "podIPs": [{"ip": v4}, {"ip": v6}],
-            "conditions": conditions,
-        })
-    }
-
-    /// Both in one, as a file has it.
-    pub fn whole(self) -> Value {
-        let mut object = self.object();
-        object["status"] = self.status();
-        object["metadata"]["uid"] = self.uid().into();
-        object
     }
 }
 
@@ -107,12 +98,9 @@ pub fn namespace(place: usize) -> Value {
     let name = format!("namespace-{place}");
     let team = format!("t{}", place % 20);
     let labels = json!({"kubernetes.io/metadata.name": name, "team": team});
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-}
-
-/// What a namespace's pods need to be made.
-pub fn account(place: usize) -> Value {
-    json!({"metadata": {"name": "default", "namespace": format!("namespace-{place}")}})
+    let uid = format!("{place:08x}-0000-4e3f-8a5b-000000000000");
+    let metadata = json!({"name": name, "labels": labels, "uid": uid, "creationTimestamp": MADE});
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata, "status": {"phase": "Active"}})
 }
 
 /// The label by which the first kind of a namespace's policies knows whom it lets in.
@@ -162,7 +150,10 @@ pub fn policy(place: usize, kind: usize) -> Value {
     }
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": {"name": format!("policy-{kind}"), "namespace": format!("namespace-{place}")},
+        "metadata": {
+            "name": format!("policy-{kind}"), "namespace": format!("namespace-{place}"),
+            "uid": format!("{place:08x}-{kind:04x}-4e3f-8a5b-000000000000"), "creationTimestamp": MADE,
+        },
         "spec": spec,
     })
 }
@@ -171,7 +162,7 @@ pub fn policy(place: usize, kind: usize) -> Value {
 pub fn ten_policies() -> Value {
     let local = (0..PODS_OF_A_NODE).map(Pod);
     let mut items: Vec<_> = (0..PODS_OF_A_NODE / 2).map(namespace).collect();
-    items.extend(local.map(Pod::whole));
+    items.extend(local.map(Pod::object));
     items.extend((0..POLICIES).map(|kind| policy(0, kind)));
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }

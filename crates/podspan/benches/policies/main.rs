@@ -31,7 +31,6 @@ mod plane;
 #[path = "../paths/world.rs"]
 mod world;
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -47,7 +46,7 @@ use cluster::{NAMESPACES, NODES, PODS, PODS_OF_A_NODE, POLICIES, Pod};
 use endpoint::{End, Endpoint, Task};
 use node::Node;
 use numbers::{Series, digits};
-use plane::{Plane, creation};
+use plane::Plane;
 
 /// How many labels change, one after the other, of each kind.
 const CHANGES: usize = 200;
@@ -112,35 +111,24 @@ fn measure(write: bool) -> Result<(), String> {
     }
 }
 
-/// The cluster's objects in the API.
+/// The cluster's objects are in the API.
 fn fill(plane: &Plane) {
-    let begin = Instant::now();
     for n in 1..=NODES as u32 {
         plane.create_node(n);
     }
-    plane.create_all(
-        "/api/v1/namespaces",
-        (0..NAMESPACES).map(cluster::namespace),
-    );
-    let places = (0..NAMESPACES).map(|place| (format!("namespace-{place}"), place));
-    plane.send_all(places.clone().map(|(name, place)| {
-        let path = format!("/api/v1/namespaces/{name}/serviceaccounts");
-        creation(&path, &cluster::account(place))
+    plane.store_all((0..NAMESPACES).map(|place| {
+        let key = format!("/registry/namespaces/namespace-{place}");
+        (key, cluster::namespace(place))
     }));
-    plane.send_all(places.flat_map(|(name, place)| {
-        let path = format!("/apis/networking.k8s.io/v1/namespaces/{name}/networkpolicies");
-        (0..POLICIES).map(move |kind| creation(&path, &cluster::policy(place, kind)))
+    plane.store_all((0..NAMESPACES * POLICIES).map(|number| {
+        let (place, kind) = (number / POLICIES, number % POLICIES);
+        let key = format!("/registry/networkpolicies/namespace-{place}/policy-{kind}");
+        (key, cluster::policy(place, kind))
     }));
-    let pods = || (0..PODS).map(Pod);
-    plane.send_all(pods().map(|pod| creation(&path_of(pod), &pod.object())));
-    plane.send_all(pods().map(|pod| {
-        let patch = Patch::Merge(json!({"status": pod.status()}));
-        let request = Request::new(path_of(pod));
-        let request =
-            request.patch_subresource("status", &pod.name(), &PatchParams::default(), &patch);
-        request.unwrap()
+    plane.store_all((0..PODS).map(Pod).map(|pod| {
+        let key = format!("/registry/pods/{}/{}", pod.namespace(), pod.name());
+        (key, pod.object())
     }));
-    eprintln!("the API has its objects after {:?}", begin.elapsed());
 }
 
 fn path_of(pod: Pod) -> String {
@@ -165,18 +153,7 @@ fn control(node: &mut Node, plane: &Plane, text: &mut String) {
         "| from the start of the agent until it has listed everything | {synced:.1} s |"
     );
     memory(node, "after the list", text);
-    let uids: HashMap<String, String> = (0..PODS_OF_A_NODE)
-        .map(Pod)
-        .map(|pod| {
-            let uid = &plane.get(&path_of(pod), &pod.name())["metadata"]["uid"];
-            (pod.name(), uid.as_str().unwrap().to_owned())
-        })
-        .collect();
-    let each = node
-        .attach_all(|pod| uids[&pod.name()].clone())
-        .as_secs_f64()
-        * 1e3
-        / PODS_OF_A_NODE as f64;
+    let each = node.attach_all().as_secs_f64() * 1e3 / PODS_OF_A_NODE as f64;
     let _ = writeln!(
         text,
         "| ADD of a pod under these policies, mean of {PODS_OF_A_NODE} | {each:.1} ms |"
@@ -300,7 +277,7 @@ fn beside(
     if !policy.is_empty() {
         node.until_in_force(POLICIES + PODS_OF_A_NODE);
     }
-    node.attach_all(Pod::uid);
+    node.attach_all();
     ready.send(Path::of(&node, core)).unwrap();
     let _ = held.recv();
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use futures_util::StreamExt as _;
+use k8s_openapi::ByteString;
 use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
@@ -179,6 +180,20 @@ impl Plane {
             "compaction",
             &json!({"revision": revision, "physical": true}),
         );
+    }
+
+    /// Puts objects beside the API into its store, with their keys there: a hundred times as many a second as one creates.
+    /// They are as the API server would have stored them, in JSON, which it reads as well as what it writes.
+    pub fn store_all(&self, objects: impl Iterator<Item = (String, Value)>) {
+        let bytes = |text: String| json!(ByteString(text.into_bytes()));
+        let mut puts = objects
+            .map(|(key, object)| json!({"requestPut": {"key": bytes(key), "value": bytes(object.to_string())}}))
+            .peekable();
+        while puts.peek().is_some() {
+            // As many as etcd takes at a time (--max-txn-ops).
+            let some: Vec<_> = puts.by_ref().take(128).collect();
+            store("txn", &json!({"success": some}));
+        }
     }
 
     pub fn create(&self, path: &str, object: &Value) -> Value {
