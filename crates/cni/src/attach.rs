@@ -340,8 +340,8 @@ impl NewAttachment<'_> {
         };
         set("accept_ra", sysctl::write)?;
         if self.conf.routed {
-            // The node sends them whenever a packet leaves where it came in (`ip6_forward`); who heeds one asks for the other
-            // pod on the link, where nobody answers.
+            // The node sends them whenever a packet leaves where it came in (`ip6_forward`), and has no switch for it. Heeded,
+            // one would have the pod look for another on the link, where nobody answers.
             set("accept_redirects", sysctl::write)?;
         }
         if has_ipv6 && !self.conf.detect_duplicates {

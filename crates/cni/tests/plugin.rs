@@ -924,6 +924,9 @@ fn routed_pods_reach_each_other_through_the_node_alone() {
         assert_eq!(routes.as_array().map(Vec::len), Some(1), "{routes}");
         assert_eq!(routes[0]["gateway"], gateway);
     }
+    // Else a connection would sooner or later look for the other pod on the link.
+    let heeds = b.run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/accept_redirects"));
+    assert_eq!(heeds.unwrap(), "0\n");
     let (_on_node, _in_a) = (
         std::net::TcpListener::bind("[::]:8080").unwrap(),
         a.listen(),

@@ -106,7 +106,7 @@ fn policy_holds([web, db, cache]: &[&Shop; 3], when: &str) {
     }
 }
 
-/// The port of a pod is isolated, and what the bridge does with what it forwards.
+/// Of each port of the bridge.
 fn is_isolated(machine: &Machine) -> Vec<bool> {
     let links = machine.ns.ip("-d link show master podspan0");
     let links = links.as_array().cloned().unwrap_or_default();
@@ -163,26 +163,26 @@ fn policy_holds_between_pods_of_a_node_whose_bridge_calls_no_filters() {
             assert!(TcpStream::connect_timeout(&to_db, SILENCE).is_ok());
         }
 
-        // What is said is what is so.
-        for family in [0, 1] {
-            let [from_web, from_cache] = [&web, &cache].map(|from| {
-                let (from, to) = (&from.addresses[family], &db.addresses[family]);
-                machine.run(&format!("explain {from} {to} {PORT}"))
-            });
-            assert_eq!(from_web.0, 0, "{}", from_web.1);
-            for said in [
-                &format!(
-                    "to {} through {} on eth0",
-                    db.addresses[family], GATEWAY[family]
-                ),
-                "the node routes between them: their ports of podspan0 are isolated",
-                "it should pass, and it does",
-            ] {
-                assert!(from_web.1.contains(said), "{said}: {}", from_web.1);
-            }
-            assert_eq!(from_cache.0, 1, "{}", from_cache.1);
-            assert!(from_cache.1.contains(POLICY), "{}", from_cache.1);
+        // What is said is what is so; of each family once, because silence takes its time.
+        let family = usize::from(absent);
+        let [from_web, from_cache] = [&web, &cache].map(|from| {
+            let (from, to) = (&from.addresses[family], &db.addresses[family]);
+            machine.run(&format!("explain {from} {to} {PORT}"))
+        });
+        assert_eq!(from_web.0, 0, "{}", from_web.1);
+        for said in [
+            &format!(
+                "to {} through {} on eth0",
+                db.addresses[family], GATEWAY[family]
+            ),
+            "the node routes between them: their ports of podspan0 are isolated",
+            "it should pass, and it does",
+        ] {
+            assert!(from_web.1.contains(said), "{said}: {}", from_web.1);
         }
+        assert_eq!(from_cache.0, 1, "{}", from_cache.1);
+        assert!(from_cache.1.contains(POLICY), "{}", from_cache.1);
+        drop(server);
         assert_eq!(agent.stop(), Some(0));
         policy_holds_without_agent(&[&web, &db, &cache]);
     }
