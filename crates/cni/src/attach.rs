@@ -176,7 +176,9 @@ impl NewAttachment<'_> {
                 up: true,
                 alias: Some(&alias),
                 hairpin: bridge.map(|_| self.conf.hairpin),
-                isolated: bridge.map(|_| true).filter(|_| self.conf.port_isolation),
+                isolated: bridge
+                    .map(|_| true)
+                    .filter(|_| self.conf.port_isolation || self.conf.routed),
                 // Of a guarded port all is known.
                 learning: guard.as_ref().map(|_| false),
                 flood: guard.as_ref().map(|_| false),
@@ -307,7 +309,7 @@ impl NewAttachment<'_> {
                 false => pod.ensure_address(index, net)?,
             }
         }
-        if self.bridge.is_none() {
+        if self.bridge.is_none() || self.conf.routed {
             point_to_point::lead_through_gateways(&mut pod, index, &self.addresses.list)?;
         }
         // Another network may have brought a default route: as after the reference plugins, both stand.
@@ -320,7 +322,8 @@ impl NewAttachment<'_> {
         Ok(())
     }
 
-    /// No router advertisement of a neighbour changes the pod's routes; its link-local address is usable at once.
+    /// No router advertisement of a neighbour changes the pod's routes, nor does a redirect where the node routes between pods;
+    /// its link-local address is usable at once.
     fn set_ipv6_sysctls(&self) -> Result<(), Error> {
         let ifname = &self.request.attachment.ifname;
         let has_ipv6 = self
@@ -336,6 +339,11 @@ impl NewAttachment<'_> {
             }
         };
         set("accept_ra", sysctl::write)?;
+        if self.conf.routed {
+            // The node sends them whenever a packet leaves where it came in (`ip6_forward`), and has no switch for it. Heeded,
+            // one would have the pod look for another on the link, where nobody answers.
+            set("accept_redirects", sysctl::write)?;
+        }
         if has_ipv6 && !self.conf.detect_duplicates {
             set("accept_dad", sysctl::write)?;
         }

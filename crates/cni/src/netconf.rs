@@ -67,6 +67,9 @@ pub struct NetConf {
     pub hairpin: bool,
     /// Pods of this bridge do not reach each other, only the node and what is behind it.
     pub port_isolation: bool,
+    /// Pods of this bridge reach each other through the node, which routes between them: their ports are isolated, and their
+    /// subnet is behind its gateway.
+    pub routed: bool,
     /// The bridge takes in every frame.
     pub promiscuous: bool,
     /// Addresses of the bridge that overlap with a gateway's subnet and are not a gateway's are removed.
@@ -153,6 +156,7 @@ struct Raw {
     hairpin_mode: Option<bool>,
     promisc_mode: Option<bool>,
     port_isolation: Option<bool>,
+    routed: Option<bool>,
     force_address: Option<bool>,
     // Written so by the bridge plugin.
     enabledad: Option<bool>,
@@ -382,23 +386,25 @@ impl Input {
             Program::Ptp => Wiring::PointToPoint,
             _ => Wiring::Bridge,
         };
+        let gateway = match wiring {
+            Wiring::Bridge => gateway(
+                raw.is_gateway,
+                raw.is_default_gateway,
+                self.defaults().gateway,
+            ),
+            Wiring::PointToPoint => Gateway::Present,
+        };
         Ok(NetConf {
             network: self.network.clone(),
             wiring,
             bridge: bridge
                 .parse()
                 .map_err(|invalid| Error::Config(format!("bridge: {invalid}")))?,
-            gateway: match wiring {
-                Wiring::Bridge => gateway(
-                    raw.is_gateway,
-                    raw.is_default_gateway,
-                    self.defaults().gateway,
-                ),
-                Wiring::PointToPoint => Gateway::Present,
-            },
+            gateway,
             mtu: checked_mtu(raw.mtu, &addresses)?,
             hairpin: hairpin(&raw, self.defaults().hairpin)?,
             port_isolation: raw.port_isolation.unwrap_or(false),
+            routed: routed(&raw, gateway)?,
             promiscuous: raw.promisc_mode.unwrap_or(false),
             force_address: raw.force_address.unwrap_or(false),
             masquerade: raw.ip_masq.unwrap_or(false),
@@ -428,6 +434,16 @@ fn gateway(is_gateway: Option<bool>, is_default: Option<bool>, default: bool) ->
         (None | Some(true), None) if default => Gateway::Default,
         (Some(true), None | Some(false)) => Gateway::Present,
         (Some(false) | None, None | Some(false)) => Gateway::None,
+    }
+}
+
+/// A subnet that is behind its gateway needs one.
+fn routed(raw: &Raw, gateway: Gateway) -> Result<bool, Error> {
+    match (raw.routed.unwrap_or(false), gateway) {
+        (true, Gateway::None) => Err(Error::Config(
+            "routed is true, so that the bridge must be the pods' gateway: isGateway or isDefaultGateway must be true".into(),
+        )),
+        (routed, _) => Ok(routed),
     }
 }
 
@@ -563,6 +579,14 @@ mod tests {
         assert_eq!(spoofing(json!({"antiSpoof": false})), Spoofing::Allowed);
         let macs = json!({"antiSpoof": false, "macspoofchk": true});
         assert_eq!(spoofing(macs), Spoofing::RefusedMacs);
+    }
+
+    #[test]
+    fn pods_are_routed_to_by_a_gateway_only() {
+        assert!(!parse(json!({})).unwrap().routed);
+        assert!(parse(json!({"routed": true})).unwrap().routed);
+        let told = parse(json!({"routed": true, "isGateway": false})).unwrap_err();
+        assert!(told.starts_with("7 routed is true, so that"), "{told}");
     }
 
     #[test]

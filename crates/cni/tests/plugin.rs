@@ -906,6 +906,48 @@ fn isolated_ports_reach_the_node_and_not_each_other() {
 }
 
 #[test]
+fn routed_pods_reach_each_other_through_the_node_alone() {
+    let node = Node::new();
+    let conf = node.conf(json!({"routed": true}));
+    let (a, b) = (Pod::new(), Pod::new());
+    let added = node.add("a", &a, &conf).expect_ok();
+    node.add("b", &b, &conf).expect_ok();
+    for link in node.pod_links() {
+        let port = &node.ns.ip(&format!("-d link show {link}"))[0]["linkinfo"]["info_slave_data"];
+        assert_eq!(port["isolated"], true, "{link}");
+    }
+    for (family, subnet, gateway) in [
+        ("-4", "10.244.1.0/24", "10.244.1.1"),
+        ("-6", "fd00:10:244:1::/64", "fd00:10:244:1::1"),
+    ] {
+        let routes = b.ip(&format!("{family} route show {subnet}"));
+        assert_eq!(routes.as_array().map(Vec::len), Some(1), "{routes}");
+        assert_eq!(routes[0]["gateway"], gateway);
+    }
+    // Else a connection would sooner or later look for the other pod on the link.
+    let heeds = b.run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/accept_redirects"));
+    assert_eq!(heeds.unwrap(), "0\n");
+    let (_on_node, _in_a) = (
+        std::net::TcpListener::bind("[::]:8080").unwrap(),
+        a.listen(),
+    );
+    for family in [4, 6] {
+        assert!(b.reaches(&added.ip(family)), "IPv{family}");
+    }
+    assert!(b.reaches("10.244.1.1") && b.reaches("fd00:10:244:1::1"));
+    node.check("a", &a, &node.with_prev(&conf, &added))
+        .expect_ok();
+    let drop = "add table inet t; add chain inet t f { type filter hook forward priority 0; policy drop; }";
+    harness::nft(drop);
+    for family in [4, 6] {
+        assert!(!b.reaches(&added.ip(family)), "IPv{family}: past the node");
+    }
+    node.del("a", &conf).expect_ok();
+    node.del("b", &conf).expect_ok();
+    node.assert_clean("routed");
+}
+
+#[test]
 fn promiscuous_mode_is_the_bridge_s_and_excludes_hairpin_mode() {
     let (node, pod) = (Node::new(), Pod::new());
     node.add("c1", &pod, &node.conf(json!({"promiscMode": true})))

@@ -8,7 +8,7 @@ use podspan_kernel::{Errno, Error, IfName, Invalid, Netlink, Route, VxlanDevice,
 
 use crate::conflist;
 use crate::packet_filter::PacketFilter;
-use crate::plan::{Change, NamedRoute, NewVxlan, VxlanStep};
+use crate::plan::{Change, NamedRoute, NewVxlan, VxlanStep, isolation};
 
 /// Carries out all changes and tells `told` what became of each.
 pub fn apply(
@@ -38,6 +38,11 @@ fn make(netlink: &mut Netlink, filter: &mut PacketFilter, change: &Change) -> an
             outcome => outcome?,
         },
         Change::SetBridge { name, change } => netlink.set_link(name, *change)?,
+        // That the pod went meanwhile is fine.
+        Change::SetPort { name, isolated } => match netlink.set_link(name, isolation(*isolated)) {
+            Err(error) if error.is_not_found() => {}
+            outcome => outcome?,
+        },
         Change::AddAddress { link, net } => {
             let index = netlink.link(link)?.index;
             netlink.ensure_address(index, *net)?;

@@ -135,8 +135,8 @@ pub struct NodeRole {
     pub masquerade: bool,
     /// What counts as inside of the cluster besides its nodes and their pods.
     pub non_masquerade_cidrs: Vec<Prefix>,
-    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy and policy need it. By
-    /// default where the registry is Kubernetes or there is policy.
+    /// What the bridge forwards from pod to pod passes the filters of IP too, as a Service proxy and policy need it; where the
+    /// kernel cannot, the node routes between its pods. By default where the registry is Kubernetes or there is policy.
     pub bridge_netfilter: bool,
     /// How policy is enforced; none where it is not. By default where the registry is Kubernetes, or there is a file of
     /// policies.
@@ -265,7 +265,7 @@ impl Config {
             kubernetes.allocate = ranges;
         }
         let bridge_netfilter = fields.take("bridge_netfilter", boolean);
-        let policy = take_policy(&mut fields, &registry, bridge_netfilter);
+        let policy = take_policy(&mut fields, &registry);
         let role = NodeRole {
             name,
             routing,

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::{DATA_DIR, NodeRole};
+use crate::desired::Between;
 
 /// The name of the plugin's executable.
 pub const PLUGIN: &str = "podspan-cni";
@@ -47,6 +48,9 @@ struct Plugin<'a> {
     kind: &'a str,
     bridge: &'a str,
     is_default_gateway: bool,
+    /// The pods of the node reach each other through the node.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    routed: bool,
     mtu: u32,
     capabilities: Capabilities,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,7 +94,11 @@ struct Range {
 ///
 /// # Errors
 /// None that can happen; JSON of names and numbers can always be written.
-pub fn text(role: &NodeRole, mtu: u32, pod_cidrs: &[Prefix]) -> anyhow::Result<String> {
+pub fn text(
+    role: &NodeRole,
+    (mtu, between): (u32, Between),
+    pod_cidrs: &[Prefix],
+) -> anyhow::Result<String> {
     let ranges = pod_cidrs.iter().map(|cidr| {
         let subnet = cidr.net().to_string();
         [Range { subnet }]
@@ -104,6 +112,7 @@ pub fn text(role: &NodeRole, mtu: u32, pod_cidrs: &[Prefix]) -> anyhow::Result<S
             kind: PLUGIN,
             bridge: role.bridge.as_str(),
             is_default_gateway: true,
+            routed: matches!(between, Between::Node { .. }),
             mtu,
             capabilities: Capabilities {
                 bandwidth: true,
@@ -225,7 +234,7 @@ mod tests {
 
     fn example() -> String {
         let cidrs = ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|cidr| cidr.parse().unwrap());
-        text(&role(DATA_DIR), 1450, &cidrs).unwrap()
+        text(&role(DATA_DIR), (1450, Between::Bridge), &cidrs).unwrap()
     }
 
     fn role(data_dir: &str) -> NodeRole {
@@ -256,12 +265,12 @@ mod tests {
             }],
         });
         assert_eq!(serde_json::from_str::<Value>(&example()).unwrap(), expected);
-        let text = text(&role("/var/lib/cni/networks"), 1450, &[]).unwrap();
+        let by_node = Between::Node { can_filter: true };
+        let text = text(&role("/var/lib/cni/networks"), (1450, by_node), &[]).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(
-            value["plugins"][0]["ipam"]["dataDir"],
-            "/var/lib/cni/networks"
-        );
+        let plugin = &value["plugins"][0];
+        assert_eq!(plugin["ipam"]["dataDir"], "/var/lib/cni/networks");
+        assert_eq!(plugin["routed"], true);
     }
 
     #[test]

@@ -68,10 +68,25 @@ pub struct Bridge {
     pub mtu: Option<u32>,
     /// The gateway of each pod CIDR, with the subnet's length.
     pub gateways: Vec<IpNet>,
-    /// What it forwards passes the filters of IP.
-    pub netfilter: bool,
+    /// How its pods reach each other.
+    pub between: Between,
     /// Its own kernel parameters.
     pub sysctls: Vec<Sysctl>,
+}
+
+/// How packets go from pod to pod of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Between {
+    /// Over the bridge.
+    Bridge,
+    /// Over the bridge, and there past the filters of IP.
+    Filters,
+    /// Through the node, which routes them: the ports of the bridge are isolated from each other. Pods that were made for
+    /// another way go on over the bridge, as long as its filters can be had.
+    Node {
+        /// The kernel has `br_netfilter`.
+        can_filter: bool,
+    },
 }
 
 /// The conflist's place and text.
@@ -92,11 +107,13 @@ pub struct Kept {
     pub next_hops: Vec<IpAddr>,
 }
 
-/// The links and addresses of the machine that are not ours.
+/// What of the machine is not ours.
 #[derive(Debug, Clone, Default)]
 pub struct Underlay {
-    /// One for each global address.
+    /// Its links and addresses: one for each global address.
     pub subnets: Vec<Subnet>,
+    /// What a bridge forwards can pass the filters of IP: the kernel has `br_netfilter`, and has loaded it.
+    pub can_filter: bool,
 }
 
 /// An address of a link, and the subnet that the link is connected to by it.
@@ -301,10 +318,16 @@ impl<'a> Draft<'a> {
             let uplink = self.uplink_mtu(own);
             uplink.map(|mtu| mtu.saturating_sub(tunnel::overhead(role, own)))
         });
+        let between = between(role, self.underlay.can_filter);
         if let Some(mtu) = mtu {
-            let text = conflist::text(role, mtu, &pod_cidrs)?;
+            let text = conflist::text(role, (mtu, between), &pod_cidrs)?;
             let path = role.conflist.clone();
             self.desired.conflist = Some(ConflistFile { path, text });
+        }
+        if matches!(between, Between::Node { .. }) {
+            // It would tell a pod to go to another one directly. The kernel asks for both, this and the bridge's own.
+            let key = "net/ipv4/conf/all/send_redirects".to_owned();
+            self.desired.sysctls.push(Sysctl { key, value: "0" });
         }
         let has = |is_ipv4| gateways.iter().any(|net| net.addr().is_ipv4() == is_ipv4);
         self.desired.forwarding = Some(Forwarding {
@@ -315,9 +338,8 @@ impl<'a> Draft<'a> {
             name: role.bridge.clone(),
             mac: Mac::of_ip(first.addr()),
             mtu,
-            // A nodes file alone has no Services.
-            netfilter: role.bridge_netfilter,
-            sysctls: bridge_sysctls(&role.bridge, &gateways),
+            between,
+            sysctls: bridge_sysctls(&role.bridge, &gateways, between),
             gateways,
         });
         Ok(())
@@ -535,13 +557,25 @@ impl Kept {
     }
 }
 
-fn bridge_sysctls(bridge: &IfName, gateways: &[IpNet]) -> Vec<Sysctl> {
+/// A nodes file alone has no Services, and so nothing that packets between pods of the node must pass.
+fn between(role: &NodeRole, can_filter: bool) -> Between {
+    match (role.bridge_netfilter, &role.policy) {
+        (false, None) => Between::Bridge,
+        (true, _) if can_filter => Between::Filters,
+        _ => Between::Node { can_filter },
+    }
+}
+
+fn bridge_sysctls(bridge: &IfName, gateways: &[IpNet], between: Between) -> Vec<Sysctl> {
     let sysctl = |family: &str, name: &str, value| Sysctl {
         key: format!("net/{family}/conf/{bridge}/{name}"),
         value,
     };
     // Otherwise the removal of a stale gateway would take the right one of the same subnet with it.
     let mut sysctls = vec![sysctl("ipv4", "promote_secondaries", "1")];
+    if matches!(between, Between::Node { .. }) {
+        sysctls.push(sysctl("ipv4", "send_redirects", "0"));
+    }
     if gateways.iter().any(|net| net.addr().is_ipv6()) {
         sysctls.push(sysctl("ipv6", "disable_ipv6", "0"));
         // A pod must not become the node's default router.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use podspan_cni::attachment::{BRIDGE_ALIAS, MARK, NetworkName};
+use podspan_cni::attachment::{AttachmentId, BRIDGE_ALIAS, MARK, NetworkName};
 use podspan_kernel::{
     Address, FdbEntry, IfName, Link, Mac, Neighbour, Netlink, Route, RouteProtocol, Vxlan, sysctl,
 };
@@ -17,6 +17,9 @@ use crate::config::{Config, NodeRole, Role};
 use crate::conflist;
 use crate::desired::{Desired, Subnet, Underlay, VXLAN_ALIAS};
 use crate::packet_filter::{self, PacketFilter};
+
+/// Is there where the kernel has loaded `br_netfilter`, whatever its value.
+pub const BR_NETFILTER: &str = "net/bridge/bridge-nf-call-iptables";
 
 /// The machine's links.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +51,17 @@ pub struct ObservedBridge {
     pub addresses: Vec<IpNet>,
     /// What it forwards passes the filters of IP; none where the kernel knows no such thing.
     pub netfilter: Option<bool>,
+    /// Its ports that lead to pods of the network.
+    pub ports: Vec<ObservedPort>,
+}
+
+/// A port of the bridge that leads to a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedPort {
+    /// The host veth.
+    pub name: IfName,
+    /// It is isolated from others that are.
+    pub isolated: bool,
 }
 
 /// A link that has the name of a VXLAN device of ours.
@@ -128,16 +142,15 @@ pub fn observe_links(netlink: &mut Netlink, config: &Config) -> anyhow::Result<L
         Role::Node(role) => Some(role),
         Role::Router => None,
     };
-    Ok(sort_links(
-        role,
-        netlink.list_links()?,
-        &netlink.list_addresses()?,
-    ))
+    let mut links = sort_links(role, netlink.list_links()?, &netlink.list_addresses()?);
+    links.underlay.can_filter = sysctl::read(BR_NETFILTER).is_ok();
+    Ok(links)
 }
 
 /// Tells what is ours from what is the underlay.
 fn sort_links(role: Option<&NodeRole>, links: Vec<Link>, addresses: &[Address]) -> Links {
     let mut sorted = Links::default();
+    let ports = role.map(|role| ports(role, &links)).unwrap_or_default();
     let mut nets: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
     for address in addresses.iter().filter(|address| address.global) {
         nets.entry(address.link).or_default().push(address.net);
@@ -158,6 +171,7 @@ fn sort_links(role: Option<&NodeRole>, links: Vec<Link>, addresses: &[Address]) 
                 up: link.up,
                 addresses: nets,
                 netfilter: link.netfilter,
+                ports: ports.clone(),
             });
         } else if !link.alias.is_some_and(|alias| alias.starts_with(MARK)) {
             sorted
@@ -173,6 +187,25 @@ fn sort_links(role: Option<&NodeRole>, links: Vec<Link>, addresses: &[Address]) 
         }
     }
     sorted
+}
+
+fn ports(role: &NodeRole, links: &[Link]) -> Vec<ObservedPort> {
+    let bridge = { links.iter() }.find(|link| link.name == role.bridge.as_str());
+    let Some(bridge) = bridge.map(|bridge| bridge.index) else {
+        return Vec::new();
+    };
+    let is_pod = |link: &&Link| {
+        let attachment = link.alias.as_deref().and_then(AttachmentId::from_alias);
+        link.master == Some(bridge)
+            && attachment.is_some_and(|(network, _)| network == role.network)
+    };
+    let port = |link: &Link| {
+        Some(ObservedPort {
+            name: link.name.parse().ok()?,
+            isolated: link.isolated,
+        })
+    };
+    links.iter().filter(is_pod).filter_map(port).collect()
 }
 
 fn tunnel_name<'a>(role: &'a NodeRole, link: &Link) -> Option<&'a IfName> {

@@ -18,7 +18,7 @@ use podspan_kernel::nft::AddressRange;
 use podspan_kernel::{IfName, LinkChange, Mac, Prefix, Route};
 
 use crate::conflist::{self, Found};
-use crate::desired::{Bridge, Desired, Sysctl};
+use crate::desired::{Between, Bridge, Desired, Sysctl};
 use crate::observe::{Observed, ObservedBridge};
 use crate::refusal::{Key, Refusal, Setting, Source};
 use crate::{forwarding, masquerade};
@@ -52,6 +52,13 @@ pub enum Change {
         name: IfName,
         /// What is wrong about it.
         change: LinkChange<'static>,
+    },
+    /// Isolate a port of the bridge from others that are isolated, or no longer.
+    SetPort {
+        /// The host veth.
+        name: IfName,
+        /// Isolated.
+        isolated: bool,
     },
     /// Give the bridge a gateway's address.
     AddAddress {
@@ -110,6 +117,7 @@ impl Change {
             Self::AddBridge { .. } => "add_bridge",
             Self::Vxlan { step, .. } => step.kind(),
             Self::SetBridge { .. } => "set_bridge",
+            Self::SetPort { .. } => "set_port",
             Self::AddAddress { .. } => "add_address",
             Self::RemoveAddress { .. } => "remove_address",
             Self::AddRoute(_) => "add_route",
@@ -141,6 +149,9 @@ impl fmt::Display for Change {
                 write!(f, "ip link add {name} up address {mac} type bridge")
             }
             Self::SetBridge { name, change } => write!(f, "ip link set {name}{change}"),
+            Self::SetPort { name, isolated } => {
+                write!(f, "ip link set {name}{}", isolation(*isolated))
+            }
             Self::AddAddress { link, net } => {
                 let nodad = if net.addr().is_ipv6() { " nodad" } else { "" };
                 write!(f, "ip address add {net} dev {link}{nodad}")
@@ -154,6 +165,14 @@ impl fmt::Display for Change {
             Self::SetForwarding(transaction) => transaction.fmt(f),
             Self::WriteConflist { path, .. } => write!(f, "write {}", path.display()),
         }
+    }
+}
+
+/// What makes a port isolated, or not.
+pub fn isolation(isolated: bool) -> LinkChange<'static> {
+    LinkChange {
+        isolated: Some(isolated),
+        ..LinkChange::default()
     }
 }
 
@@ -273,7 +292,7 @@ impl Draft<'_> {
                     alias: Some(BRIDGE_ALIAS),
                     mtu: bridge.mtu,
                     // A new one does without.
-                    netfilter: Some(true).filter(|_| bridge.netfilter),
+                    netfilter: Some(true).filter(|_| bridge.between == Between::Filters),
                     ..LinkChange::default()
                 };
                 self.push(Change::SetBridge {
@@ -292,6 +311,7 @@ impl Draft<'_> {
             }
             Some(seen) if seen.is_ours(bridge.mac) => {
                 self.correct(bridge, seen);
+                self.ports(bridge, seen);
                 self.sysctls(&bridge.sysctls);
                 self.addresses(bridge, &seen.addresses);
                 self.stale_addresses(bridge, seen);
@@ -307,7 +327,7 @@ impl Draft<'_> {
             alias: (seen.alias.as_deref() != Some(BRIDGE_ALIAS)).then_some(BRIDGE_ALIAS),
             mtu: bridge.mtu.filter(|mtu| *mtu != seen.mtu),
             mac: Some(bridge.mac).filter(|_| !self.is_mac_right(bridge, seen)),
-            netfilter: Some(bridge.netfilter)
+            netfilter: Some(calls_filters(bridge, seen))
                 .filter(|wanted| seen.netfilter.is_some_and(|seen| seen != *wanted)),
             ..LinkChange::default()
         };
@@ -315,6 +335,19 @@ impl Draft<'_> {
         if is_link || change.mac.is_some() || change.netfilter.is_some() {
             let name = bridge.name.clone();
             self.push(Change::SetBridge { name, change });
+        }
+    }
+
+    /// The filters of IP are called already where ports are opened for them.
+    fn ports(&mut self, bridge: &Bridge, seen: &ObservedBridge) {
+        let isolated = match bridge.between {
+            Between::Bridge | Between::Filters => false,
+            Between::Node { can_filter: false } => true,
+            Between::Node { can_filter: true } => return,
+        };
+        for port in seen.ports.iter().filter(|port| port.isolated != isolated) {
+            let name = port.name.clone();
+            self.push(Change::SetPort { name, isolated });
         }
     }
 
@@ -482,6 +515,15 @@ impl Draft<'_> {
         self.plan
             .refusals
             .push(Setting { value, source, key }.refuse(fix));
+    }
+}
+
+/// Also where the node routes between its pods, as long as some of them send past it.
+fn calls_filters(bridge: &Bridge, seen: &ObservedBridge) -> bool {
+    match bridge.between {
+        Between::Bridge | Between::Node { can_filter: false } => false,
+        Between::Filters => true,
+        Between::Node { can_filter: true } => seen.ports.iter().any(|port| !port.isolated),
     }
 }
 

@@ -13,13 +13,13 @@ use serde::Serialize;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::conflist;
-use crate::desired::{Desired, Sysctl, Tunnel};
+use crate::desired::{Between, Desired, Sysctl, Tunnel};
 use crate::http::{self, Answer};
 use crate::look::{Look, look};
 use crate::observe::Observed;
 use crate::output::{Output, columns, exit_code};
 use crate::packet_filter::PacketFilter;
-use crate::plan::{Change, Plan, VxlanStep};
+use crate::plan::{Change, Plan, VxlanStep, isolation};
 use crate::registry::Registry;
 
 /// Whether this machine is right, thing by thing.
@@ -276,8 +276,12 @@ fn describe_bridge(desired: &Desired, observed: &Observed) -> String {
     } else {
         ""
     };
+    let between = match bridge.between {
+        Between::Bridge | Between::Filters => "",
+        Between::Node { .. } => "; the node routes between its pods",
+    };
     format!(
-        "bridge {} with {}{whose}",
+        "bridge {} with {}{whose}{between}",
         bridge.name,
         addresses.join(" and ")
     )
@@ -306,6 +310,9 @@ fn describe_change(change: &Change, observed: &Observed) -> String {
         Change::SetSysctl(wanted) => describe_sysctl(wanted, observed),
         Change::AddBridge { name, .. } => format!("bridge {name} is missing"),
         Change::SetBridge { name, change } => format!("bridge {name} is not{change}"),
+        Change::SetPort { name, isolated } => {
+            format!("port {name} is not{}", isolation(*isolated))
+        }
         Change::AddAddress { link, net } => format!("bridge {link} lacks the gateway {net}"),
         Change::RemoveAddress { link, net } => format!("bridge {link} has the stale gateway {net}"),
         Change::Vxlan { link, step } => {

@@ -53,7 +53,7 @@ macro_rules! limits {
 }
 
 #[rustfmt::skip]
-pub const CONFIGURATIONS: [Configuration; 8] = [
+pub const CONFIGURATIONS: [Configuration; 9] = [
     Configuration { name: "plain", always: true, ranges: &[IPV4], keys: r#"{}"# },
     Configuration { name: "not guarded", always: false, ranges: &[IPV4], keys: r#"{"antiSpoof": false}"# },
     Configuration { name: "dual stack", always: false, ranges: &[IPV4, IPV6], keys: r#"{}"# },
@@ -64,6 +64,7 @@ pub const CONFIGURATIONS: [Configuration; 8] = [
         keys: concat!(r#"{"runtimeConfig": {"#, limits!(), "}}") },
     Configuration { name: "policy", always: false, ranges: &[IPV4],
         keys: r#"{"policy": {"waitMilliseconds": 0}}"# },
+    Configuration { name: "routed", always: false, ranges: &[IPV4, IPV6], keys: r#"{"routed": true}"# },
     Configuration { name: "everything", always: true, ranges: &[IPV4, IPV6],
         keys: concat!(r#"{"ipMasq": true, "policy": {"waitMilliseconds": 0}, "runtimeConfig": {"#, ports!(), ",", limits!(), "}}") },
 ];

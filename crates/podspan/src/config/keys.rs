@@ -112,12 +112,7 @@ pub fn take_registry(fields: &mut Fields<'_>) -> RegistryConfig {
 
 /// How policy is enforced; a value that is wrong is refused and counts as not written.
 ///
-/// What pods of one node send each other passes the rules of policy because the bridge has it pass the filters of IP.
-pub fn take_policy(
-    fields: &mut Fields<'_>,
-    registry: &RegistryConfig,
-    bridge_netfilter: Option<bool>,
-) -> Option<PolicyRole> {
+pub fn take_policy(fields: &mut Fields<'_>, registry: &RegistryConfig) -> Option<PolicyRole> {
     let wanted = fields.take("policy", boolean);
     let file = fields.take("policy_file", path);
     let role = PolicyRole {
@@ -141,12 +136,7 @@ pub fn take_policy(
         let fix = "is not read with registry = \"kubernetes\"; remove it";
         fields.refuse("policy_file", quoted(file.display()), fix);
     }
-    let enforced = has_source && wanted != Some(false);
-    if enforced && bridge_netfilter == Some(false) {
-        let fix = "policy needs it, for what pods of this node send each other; or policy = false";
-        fields.refuse("bridge_netfilter", "false", fix);
-    }
-    enforced.then_some(role)
+    (has_source && wanted != Some(false)).then_some(role)
 }
 
 /// True for `open`.

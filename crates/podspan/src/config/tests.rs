@@ -257,10 +257,6 @@ fn a_wrong_value_is_refused_with_file_key_value_and_what_would_be_right() {
             "agent.toml: policy_file = \"/p.json\": is not read with registry = \"kubernetes\"; remove it",
         ),
         (
-            "registry = 'kubernetes'\nbridge_netfilter = false",
-            "agent.toml: bridge_netfilter = false: policy needs it, for what pods of this node send each other; or policy = false",
-        ),
-        (
             "policy_when_unknown = 'shut'",
             "agent.toml: policy_when_unknown = \"shut\": must be \"closed\" or \"open\"",
         ),
@@ -370,6 +366,8 @@ fn policy_is_enforced_where_there_is_a_source_of_it_unless_told_otherwise() {
     );
     let of_file = node("policy_file = '/p.json'");
     assert!(of_file.bridge_netfilter);
+    let routed = node("policy_file = '/p.json'\nbridge_netfilter = false");
+    assert!(!routed.bridge_netfilter && routed.policy.is_some());
     let role = PolicyRole {
         file: Some("/p.json".into()),
         ..default

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{Operation, RegistryConfig, VxlanRole};
+use crate::config::{Operation, PolicyRole, RegistryConfig, VxlanRole};
 use crate::log::Format;
 use crate::registry::nodes_file;
 
@@ -88,6 +88,7 @@ fn underlay(more: &[(&str, u32, &str, bool)]) -> Underlay {
     });
     Underlay {
         subnets: subnets.collect(),
+        can_filter: true,
     }
 }
 
@@ -190,6 +191,50 @@ fn the_bridge_has_the_first_host_of_each_pod_cidr_the_mac_of_the_first_and_the_u
         "{:?}",
         desired.sysctls
     );
+}
+
+/// Of what is written, and what the kernel can.
+#[test]
+fn pods_reach_each_other_past_the_filters_of_ip_or_through_the_node_where_anybody_needs_that() {
+    let policy = PolicyRole {
+        file: Some("/p.json".into()),
+        when_unknown_open: false,
+        wait_milliseconds: 2000,
+        keeps_connections: false,
+    };
+    let redirects = ["all", "podspan0"].map(|of| format!("net/ipv4/conf/{of}/send_redirects"));
+    for (bridge_netfilter, policed, can_filter, expected) in [
+        (false, false, true, Between::Bridge),
+        (false, false, false, Between::Bridge),
+        (true, false, true, Between::Filters),
+        (true, true, true, Between::Filters),
+        (true, false, false, Between::Node { can_filter: false }),
+        (true, true, false, Between::Node { can_filter: false }),
+        (false, true, true, Between::Node { can_filter: true }),
+        (false, true, false, Between::Node { can_filter: false }),
+    ] {
+        let mut config = node1(Routing::Direct);
+        if let Role::Node(role) = &mut config.role {
+            role.bridge_netfilter = bridge_netfilter;
+            role.policy = Some(policy.clone()).filter(|_| policed);
+        }
+        let underlay = Underlay {
+            can_filter,
+            ..underlay(&[])
+        };
+        let (desired, _) = desired(&config, &cluster(NODES), &underlay).unwrap();
+        let desired = desired.unwrap();
+        let bridge = desired.bridge.unwrap();
+        assert_eq!(bridge.between, expected);
+        let routes = matches!(expected, Between::Node { .. });
+        let text = desired.conflist.unwrap().text;
+        assert_eq!(text.contains("\"routed\": true"), routes, "{text}");
+        let sysctls = desired.sysctls.iter().chain(&bridge.sysctls);
+        let sysctls: Vec<_> = sysctls.filter(|wanted| wanted.value == "0").collect();
+        for key in &redirects {
+            assert_eq!(sysctls.iter().any(|wanted| wanted.key == *key), routes);
+        }
+    }
 }
 
 #[test]
@@ -402,6 +447,7 @@ fn vxlan_is_one_device_over_ipv4_with_all_peers_behind_it() {
     };
     let underlay = Underlay {
         subnets: vec![subnet("192.168.1.12/24"), subnet("fd00:192:168:1::12/64")],
+        can_filter: true,
     };
     let (desired, _) = desired(&node1(Routing::Vxlan), &cluster(&peer), &underlay).unwrap();
     let peer = &desired.unwrap().tunnels[0];

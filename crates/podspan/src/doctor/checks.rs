@@ -10,6 +10,8 @@ use podspan_kernel::nft::Family;
 
 use super::Finding;
 use super::facts::Facts;
+use crate::desired::Between;
+use crate::observe::BR_NETFILTER;
 use forwarding::forward_drops;
 use remains::{foreign_conflists, foreign_links, foreign_rules};
 
@@ -112,7 +114,7 @@ fn reverse_path(facts: &Facts) -> Vec<Finding> {
     found.collect()
 }
 
-/// A Service proxy needs that the bridge's packets pass its rules.
+/// A Service proxy needs that what pods of this node send each other passes its rules.
 fn services(facts: &Facts) -> Vec<Finding> {
     let is_proxy = facts
         .chains
@@ -125,32 +127,25 @@ fn services(facts: &Facts) -> Vec<Finding> {
     let (true, Some(bridge)) = (is_proxy, bridge) else {
         return Vec::new();
     };
+    let passes = match facts.sysctl(BR_NETFILTER) {
+        Some("1") => true,
+        Some(_) => bridge.netfilter == Some(true),
+        None => false,
+    };
+    if passes || matches!(facts.between, Some(Between::Node { .. })) {
+        return Vec::new();
+    }
     let why = "a Service whose client and pod are both on this node does not answer: the answer goes over the bridge, \
                past the rules that would translate it back";
     let name = &bridge.name;
-    match facts.sysctl("net/bridge/bridge-nf-call-iptables") {
-        None => vec![Finding::wrong(
-            "there are Services here, and the kernel has not loaded br_netfilter".to_owned(),
-            (
-                why,
-                "modprobe br_netfilter && echo br_netfilter > /etc/modules-load.d/podspan.conf"
-                    .to_owned(),
-            ),
-        )],
-        Some("0") if bridge.netfilter != Some(true) => vec![Finding::wrong(
-            format!(
-                "there are Services here, and what bridge {name} forwards does not pass their rules"
-            ),
-            (
-                why,
-                format!(
-                    "set bridge_netfilter = true in {} and restart the agent",
-                    facts.config_file.display()
-                ),
-            ),
-        )],
-        Some(_) => Vec::new(),
-    }
+    let what = format!(
+        "there are Services here, and what bridge {name} forwards does not pass their rules"
+    );
+    let mend = format!(
+        "set bridge_netfilter = true in {} and restart the agent",
+        facts.config_file.display()
+    );
+    vec![Finding::wrong(what, (why, mend))]
 }
 
 /// A node that forwards IPv6 is deaf to router advertisements, unless told otherwise.

@@ -19,8 +19,9 @@ use crate::board::Usage;
 use crate::cluster::Cluster;
 use crate::config::{Config, Role};
 use crate::conflist::PLUGIN;
-use crate::desired::Desired;
+use crate::desired::{Between, Desired};
 use crate::list::owner;
+use crate::observe::BR_NETFILTER;
 use crate::probe;
 use crate::status::Seen;
 
@@ -42,6 +43,8 @@ pub struct Facts {
     pub config_file: PathBuf,
     /// The bridge; none on a router.
     pub bridge: Option<IfName>,
+    /// How pods of this node reach each other; none where that is not known.
+    pub between: Option<Between>,
     /// All links.
     pub links: Vec<Link>,
     /// The links that IPv4 packets to other nodes' pods leave by.
@@ -145,6 +148,7 @@ impl Facts {
         let (Some(cluster), Some((desired, observed))) = (seen.registry.cluster(), both) else {
             return;
         };
+        self.between = desired.bridge.as_ref().map(|bridge| bridge.between);
         self.failing = try_ways(config, cluster, desired);
         // Through a tunnel of ours packets come in as they go out.
         let is_ours = |link: &Link| {
@@ -190,7 +194,7 @@ impl Facts {
         let keys = [
             "net/ipv4/conf/all/rp_filter",
             "net/ipv6/conf/all/forwarding",
-            "net/bridge/bridge-nf-call-iptables",
+            BR_NETFILTER,
             "net/netfilter/nf_conntrack_count",
             "net/netfilter/nf_conntrack_max",
             "net/ipv4/neigh/default/gc_thresh3",

@@ -78,11 +78,16 @@ impl<'a> Way<'a> {
         self.port(self.from, bridge, observed);
         self.pending(desired);
         if self.to.here.is_some() {
-            if observed
-                .bridge
-                .as_ref()
-                .is_some_and(|seen| seen.netfilter == Some(true))
-            {
+            let by_node = self.by_node();
+            if by_node {
+                let what = format!(
+                    "the node routes between them: their ports of {} are isolated",
+                    bridge.name
+                );
+                self.on_node(State::Right, what);
+            }
+            let seen = observed.bridge.as_ref();
+            if by_node || seen.is_some_and(|seen| seen.netfilter == Some(true)) {
                 self.filters(desired);
             }
             self.port(self.to, bridge, observed);
@@ -201,6 +206,9 @@ fn is_met(change: &Change, to: IpAddr, desired: &Desired) -> bool {
         Change::AddRoute(route) | Change::ReplaceRoute(route) | Change::RemoveRoute(route) => {
             route.route.dst.holds(to)
         }
-        Change::RemoveAddress { .. } | Change::WriteConflist { .. } => false,
+        // How a port is its own hop tells.
+        Change::SetPort { .. } | Change::RemoveAddress { .. } | Change::WriteConflist { .. } => {
+            false
+        }
     }
 }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::desired::{ConflistFile, Kept};
+use crate::observe::ObservedPort;
 
 mod tunnels;
 
@@ -50,6 +51,13 @@ fn sysctl(key: &str, value: &'static str) -> Sysctl {
     }
 }
 
+fn port(number: u8, isolated: bool) -> ObservedPort {
+    ObservedPort {
+        name: format!("pod{number}").parse().unwrap(),
+        isolated,
+    }
+}
+
 fn gateway(node: u8) -> IpNet {
     format!("10.244.{node}.1/24").parse().unwrap()
 }
@@ -63,7 +71,7 @@ fn desired(node: u8, routes: &BTreeSet<Route>) -> Desired {
             mac: mac(node),
             mtu: Some(1500),
             gateways: vec![gateway(node), "fd00:10:244:1::1/64".parse().unwrap()],
-            netfilter: false,
+            between: Between::Bridge,
             sysctls: vec![sysctl("net/ipv6/conf/podspan0/accept_dad", "0")],
         }),
         tunnels: Vec::new(),
@@ -122,6 +130,10 @@ fn model(observed: &mut Observed, change: &Change) {
             bridge.netfilter = change.netfilter.or(bridge.netfilter);
             bridge.mtu = change.mtu.unwrap_or(bridge.mtu);
             bridge.up |= change.up;
+        }
+        Change::SetPort { name, isolated } => {
+            let mut ports = observed.bridge.as_mut().unwrap().ports.iter_mut();
+            ports.find(|port| port.name == *name).unwrap().isolated = *isolated;
         }
         Change::AddAddress { net, .. } => observed.bridge.as_mut().unwrap().addresses.push(*net),
         Change::RemoveAddress { net, .. } => {
@@ -216,6 +228,7 @@ prop_compose! {
                 up,
                 addresses: gateways.into_iter().map(gateway).collect(),
                 netfilter: Some(mtu),
+                ports: vec![port(1, up), port(2, mtu)],
             }),
             sysctls: sysctl.map(|on| ("net/ipv4/ip_forward".to_owned(), u8::from(on).to_string())).into_iter().collect(),
             conflist: [Found::Absent, Found::Ours("ours".to_owned()), Found::Ours("old".to_owned())][conflist].clone(),
@@ -365,7 +378,6 @@ fn a_mac_address_that_somebody_else_set_is_corrected() {
 #[test]
 fn our_bridge_calls_the_filters_of_ip_where_that_is_wanted_and_the_kernel_can() {
     let mut wanted = desired(1, &BTreeSet::new());
-    wanted.bridge.as_mut().unwrap().netfilter = true;
     for (seen, on, expected) in [
         (
             Some(false),
@@ -380,9 +392,56 @@ fn our_bridge_calls_the_filters_of_ip_where_that_is_wanted_and_the_kernel_can() 
         (Some(true), true, &[]),
         (None, true, &[]),
     ] {
-        wanted.bridge.as_mut().unwrap().netfilter = on;
+        let between = if on {
+            Between::Filters
+        } else {
+            Between::Bridge
+        };
+        wanted.bridge.as_mut().unwrap().between = between;
         let observed = with_bridge(|bridge| bridge.netfilter = seen);
         assert_eq!(texts(&plan(&wanted, &observed)), expected);
+    }
+}
+
+/// Nobody sends past policy, at no moment: the filters are called before ports are opened.
+#[test]
+fn ports_are_isolated_where_the_filters_of_ip_cannot_be_had_and_called_as_long_as_one_is_not() {
+    let [calls, does_not] =
+        [1, 0].map(|on| format!("type bridge nf_call_iptables {on} nf_call_ip6tables {on}"));
+    let bridge = |does: &str| format!("ip link set podspan0 {does}");
+    let is = |number: u8, isolated: &str| {
+        format!("ip link set pod{number} type bridge_slave isolated {isolated}")
+    };
+    let by_node = |can_filter| Between::Node { can_filter };
+    for (between, ports, called, expected) in [
+        (by_node(false), [false, true], false, vec![is(1, "on")]),
+        (by_node(true), [false, true], false, vec![bridge(&calls)]),
+        (by_node(true), [false, true], true, vec![]),
+        (by_node(true), [true, true], true, vec![bridge(&does_not)]),
+        (
+            Between::Filters,
+            [true, false],
+            false,
+            vec![bridge(&calls), is(1, "off")],
+        ),
+        (
+            Between::Bridge,
+            [false, true],
+            true,
+            vec![bridge(&does_not), is(2, "off")],
+        ),
+    ] {
+        let observed = with_bridge(|bridge| {
+            bridge.netfilter = Some(called);
+            bridge.ports = [1, 2]
+                .into_iter()
+                .zip(ports)
+                .map(|(n, on)| port(n, on))
+                .collect();
+        });
+        let mut wanted = desired(1, &BTreeSet::new());
+        wanted.bridge.as_mut().unwrap().between = between;
+        assert_eq!(texts(&plan(&wanted, &observed)), expected, "{between:?}");
     }
 }
 
@@ -430,6 +489,7 @@ fn a_bridge_of_somebody_else_gets_addresses_and_nothing_else() {
                 addresses: vec!["192.0.2.1/24".parse().unwrap()],
                 kind: bridge.kind.take(),
                 netfilter: Some(true),
+                ports: vec![port(1, true)],
             };
         });
         let expected = [

@@ -31,6 +31,15 @@ pub fn addressed(n: u32, address: &str) -> String {
     )
 }
 
+/// The machine's own setting for all bridges: here, of this network namespace alone.
+pub fn all_bridges_call_iptables(on: bool) {
+    for key in ["iptables", "ip6tables"] {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{key}");
+        let wrote = std::fs::write(&path, if on { "1" } else { "0" });
+        wrote.unwrap_or_else(|error| panic!("this test needs br_netfilter: {path}: {error}"));
+    }
+}
+
 impl Machine {
     /// `node1`, with `eth0` on the segment of all nodes, and foreign things that must survive everything.
     pub fn new() -> Self {
@@ -66,6 +75,21 @@ impl Machine {
         std::fs::write(self.path("agent.toml"), agent).unwrap();
         let router = format!("nodes_file = \"{directory}/nodes.toml\"\n");
         std::fs::write(self.path("router.toml"), router).unwrap();
+    }
+
+    /// A line of the configuration for a kernel that has not loaded `br_netfilter`: the agent finds nothing of it where it looks
+    /// for kernel parameters, and the bridges of this machine do not heed it.
+    pub fn without_br_netfilter(&self) -> String {
+        all_bridges_call_iptables(false);
+        let root = self.path("proc-sys");
+        std::fs::create_dir_all(root.join("net")).unwrap();
+        for known in ["ipv4", "ipv6", "netfilter"] {
+            let link = root.join("net").join(known);
+            if !link.exists() {
+                std::os::unix::fs::symlink(format!("/proc/sys/net/{known}"), link).unwrap();
+            }
+        }
+        format!("proc_sys = {root:?}\n")
     }
 
     /// Writes the nodes file as one should: beside its place, then renamed.

@@ -20,6 +20,7 @@ mod monitor;
 mod nodes_file;
 mod operation;
 mod peers;
+mod routed;
 mod scale;
 mod services;
 mod traffic;

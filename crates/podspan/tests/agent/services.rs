@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::machine::{Agent, Machine, THREE_NODES};
+use crate::machine::{Agent, Machine, THREE_NODES, all_bridges_call_iptables};
 use crate::traffic::{Place, nft, seen_as, strict_reverse_path};
 
 /// The Service, its pod on this node and its port; and another whose pod is on node 2.
@@ -97,15 +97,6 @@ fn nftables_mode() {
     }
 }
 
-/// The machine's own setting for all bridges: here, of this network namespace alone.
-fn all_bridges_call_iptables(on: bool) {
-    for key in ["iptables", "ip6tables"] {
-        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{key}");
-        let wrote = std::fs::write(&path, if on { "1" } else { "0" });
-        wrote.unwrap_or_else(|error| panic!("this test needs br_netfilter: {path}: {error}"));
-    }
-}
-
 fn ready<'m>(machine: &'m Machine, more: &str) -> Agent<'m> {
     machine.configure(more);
     let agent = machine.start("agent");
@@ -120,16 +111,26 @@ fn seen(from: &Place, service: &str, server: &TcpListener) -> String {
     seen_as(from.connect_to(address), service, server).1
 }
 
+/// Also where the kernel has not loaded `br_netfilter`: there the node routes between its pods.
 #[test]
 fn a_service_leads_from_pod_to_pod_of_one_node_and_to_itself_and_elsewhere_keeps_the_pod_s_address()
 {
-    for mode in [iptables_mode, nftables_mode] {
+    for (mode, can_filter) in [
+        (iptables_mode as fn(), true),
+        (iptables_mode, false),
+        (nftables_mode, true),
+        (nftables_mode, false),
+    ] {
         let machine = Machine::new();
         all_bridges_call_iptables(false);
         strict_reverse_path();
         let node2 = machine.node2();
         let far = node2.server();
-        let _agent = ready(&machine, "bridge_netfilter = true\n");
+        let absent = match can_filter {
+            true => String::new(),
+            false => machine.without_br_netfilter(),
+        };
+        let _agent = ready(&machine, &format!("bridge_netfilter = true\n{absent}"));
         let web = machine.pod("web", &json!({}));
         let client = machine.pod("client", &json!({}));
         let server = web.server();

@@ -263,20 +263,26 @@ fn strict_reverse_path_bites_where_the_way_back_is_another_link() {
 }
 
 #[test]
-fn services_need_the_filters_of_ip_on_the_bridge() {
+fn services_need_the_filters_of_ip_on_the_bridge_or_a_node_that_routes() {
     for (family, table, name) in [
         (Family::Ip, "nat", "KUBE-SERVICES"),
         (Family::Ip6, "kube-proxy", "services"),
     ] {
         let proxy = |facts: &mut Facts| facts.chains.push(chain(family, table, name));
         well(proxy);
-        let (level, text) = ill(|facts| {
+        let absent = |facts: &mut Facts| {
             proxy(facts);
-            facts.sysctls.remove("net/bridge/bridge-nf-call-iptables");
-        });
+            facts.sysctls.remove(BR_NETFILTER);
+            // The kernel stores what nobody heeds.
+            facts.links[2].netfilter = Some(true);
+        };
+        let (level, _) = ill(absent);
         assert_eq!(level, Level::Wrong);
-        assert!(text.contains("modprobe br_netfilter"), "{text}");
-        let off = [("net/bridge/bridge-nf-call-iptables", "0")];
+        well(|facts| {
+            absent(facts);
+            facts.between = Some(Between::Node { can_filter: false });
+        });
+        let off = [(BR_NETFILTER, "0")];
         let (_, text) = ill(|facts| {
             proxy(facts);
             sysctls(facts, &off);
@@ -292,7 +298,7 @@ fn services_need_the_filters_of_ip_on_the_bridge() {
             facts.links[2].netfilter = Some(true);
         });
     }
-    well(|facts| drop(facts.sysctls.remove("net/bridge/bridge-nf-call-iptables")));
+    well(|facts| drop(facts.sysctls.remove(BR_NETFILTER)));
 }
 
 #[test]

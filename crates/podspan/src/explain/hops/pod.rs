@@ -37,7 +37,13 @@ impl Way<'_> {
                 .gateways
                 .iter()
                 .any(|net| net.contains(&pod.ip) && net.contains(&self.to.ip));
-        let expected = if on_link { None } else { gateway };
+        // Nobody answers on the link then; by the gateway it is a detour otherwise, and none that is wrong.
+        let isolated = self.by_node();
+        let by_gateway = matches!(&inside.route, Ok(route) if route.next_hop == gateway);
+        let expected = match on_link && !isolated && !by_gateway {
+            true => None,
+            false => gateway,
+        };
         let to = self.to.ip;
         let hop = match &inside.route {
             Err(error) => Hop::new(place, State::Wrong, error.to_string())
@@ -49,6 +55,13 @@ impl Way<'_> {
                     State::Right,
                     format!("to {to} through {through} on {name}"),
                 )
+            }
+            Ok(route) if isolated && route.next_hop.is_none() => {
+                let what = format!(
+                    "to {to} through the link itself on {name}, where nobody answers: pods of this node reach each other \
+                     through the node, and this one was made before that"
+                );
+                Hop::new(place, State::Wrong, what).mended_by("make the pod anew")
             }
             Ok(route) => {
                 let through = route
@@ -67,6 +80,16 @@ impl Way<'_> {
             let what = format!("{next} does not answer on {name}");
             self.hops.push(Hop::new(place, State::Wrong, what));
         }
+    }
+
+    /// True when the two pods are of this node and their ports isolated, so that the node routes between them.
+    pub(super) fn by_node(&self) -> bool {
+        let isolated = |pod: &Pod| {
+            let here = pod.here.as_ref();
+            here.and_then(|here| here.host_veth.as_ref())
+                .is_some_and(|veth| veth.isolated)
+        };
+        isolated(self.from) && isolated(self.to)
     }
 
     /// The pod's host veth, as a port of the bridge.

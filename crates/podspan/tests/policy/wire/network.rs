@@ -113,20 +113,28 @@ fn replace(file: &Path, content: &str) {
 }
 
 impl Node {
+    /// Pods of the first node reach each other over the bridge, past the filters of IP; those of the second through the node,
+    /// whose bridge calls nothing.
     fn new(directory: &Path, number: usize) -> Self {
         let name = ["node1", "node2"][number];
+        let bridge_netfilter = number == 0;
         let own = directory.join(name);
         std::fs::create_dir(&own).unwrap();
         let (shared, here) = (directory.display(), own.display());
         let config = format!(
             "node = \"{name}\"\nnodes_file = \"{shared}/nodes.toml\"\nrouting = \"direct\"\n\
              conflist = \"{here}/net.d/10-podspan.conflist\"\ndata_dir = \"{here}/ipam\"\n\
-             policy_file = \"{shared}/policy.json\"\n"
+             policy_file = \"{shared}/policy.json\"\nbridge_netfilter = {bridge_netfilter}\n"
         );
         std::fs::write(own.join("agent.toml"), config).unwrap();
+        let netns = new_netns();
+        for key in ["iptables", "ip6tables"] {
+            let file = format!("/proc/sys/net/bridge/bridge-nf-call-{key}");
+            netns.run(|| std::fs::write(file, "0").unwrap()).unwrap();
+        }
         Self {
             name,
-            netns: new_netns(),
+            netns,
             directory: own,
             agent: None,
         }
