@@ -9,16 +9,25 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
-};
-
 use rustix::io::Errno;
 
+use crate::encode::{Attributes, Encoder, NLM_F_CREATE, NLM_F_EXCL, ip};
 use crate::error::{Error, Result};
 use crate::link::family;
-use crate::netlink::{Message, Netlink};
+use crate::netlink::{Netlink, message};
+
+/// `sizeof(struct ifaddrmsg)`: family, length, flags, scope, link.
+const HEADER: usize = 8;
+/// Attributes (linux/if_addr.h).
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+/// `ifa_flags`.
+const IFA_F_NODAD: u8 = 0x02;
+const IFA_F_DADFAILED: u8 = 0x08;
+const IFA_F_TENTATIVE: u8 = 0x40;
+/// `RT_SCOPE_UNIVERSE` and `RT_SCOPE_SITE` (linux/rtnetlink.h).
+const GLOBAL_SCOPES: [u8; 2] = [0, 200];
 
 /// How long the kernel may take until packets to a new IPv6 address are taken in. It takes some 50 µs, and more than a
 /// second was seen where forty attachments shared two busy processors.
@@ -53,14 +62,9 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn list_addresses(&mut self) -> Result<Vec<Address>> {
-        self.dump(
-            Message::GetAddress(AddressMessage::default()),
-            "list addresses",
-            |message| match message {
-                Message::NewAddress(address) => read_address(&address),
-                _ => None,
-            },
-        )
+        let mut request = Encoder::request(message::GET_ADDRESS);
+        request.plain(&[0; HEADER]);
+        self.dump(request, "list addresses", read_address)
     }
 
     /// Gives the link that address; that it has it already is fine.
@@ -68,9 +72,9 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered; ETIMEDOUT when it does not take packets to an IPv6 address within 20 seconds.
     pub fn ensure_address(&mut self, link: u32, net: IpNet) -> Result<()> {
-        let message = Message::NewAddress(address_message(link, net));
+        let request = about(message::NEW_ADDRESS, link, (net, own_flags(net)));
         let action = || format!("add address {net} to link {link}");
-        match self.change(message, NLM_F_CREATE | NLM_F_EXCL, action) {
+        match self.change(request, NLM_F_CREATE | NLM_F_EXCL, action) {
             Err(error) if error.is_exists() => Ok(()),
             Ok(()) if net.addr().is_ipv6() => self.wait_until_local(net.addr()),
             outcome => outcome,
@@ -83,11 +87,10 @@ impl Netlink {
     /// # Errors
     /// EADDRINUSE when another has it; ETIMEDOUT when the link does not come up; what the kernel answered.
     pub fn ensure_address_after_detection(&mut self, link: u32, net: IpNet) -> Result<()> {
-        let mut message = address_message(link, net);
-        message.header.flags = AddressHeaderFlags::empty();
+        let request = about(message::NEW_ADDRESS, link, (net, 0));
         let action = || format!("add address {net} to link {link}");
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.change(Message::NewAddress(message), flags, action) {
+        match self.change(request, flags, action) {
             Err(error) if !error.is_exists() => return Err(error),
             _ => {}
         }
@@ -130,8 +133,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn remove_address(&mut self, link: u32, net: IpNet) -> Result<()> {
-        let message = Message::DelAddress(address_message(link, net));
-        match self.change(message, 0, || {
+        let request = about(message::DELETE_ADDRESS, link, (net, own_flags(net)));
+        match self.change(request, 0, || {
             format!("remove address {net} from link {link}")
         }) {
             Err(error) if !error.is_not_found() => Err(error),
@@ -140,51 +143,39 @@ impl Netlink {
     }
 }
 
-fn address_message(link: u32, net: IpNet) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = family(net.addr());
-    message.header.prefix_len = net.prefix_len();
-    message.header.index = link;
-    message.attributes.push(AddressAttribute::Local(net.addr()));
-    match net {
-        IpNet::V4(v4) => {
-            message
-                .attributes
-                .push(AddressAttribute::Address(net.addr()));
-            if net.prefix_len() < 31 {
-                message
-                    .attributes
-                    .push(AddressAttribute::Broadcast(v4.broadcast()));
-            }
-        }
-        IpNet::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
-    }
-    message
+/// An IPv6 address of ours has no duplicate.
+fn own_flags(net: IpNet) -> u8 {
+    if net.addr().is_ipv4() { 0 } else { IFA_F_NODAD }
 }
 
-fn read_address(message: &AddressMessage) -> Option<Address> {
+/// A request about an address with these flags on a link.
+fn about(kind: u16, link: u32, (net, flags): (IpNet, u8)) -> Encoder {
+    let mut request = Encoder::request(kind);
+    request.plain(&[family(net.addr()), net.prefix_len(), flags, 0]);
+    request.plain(&link.to_ne_bytes());
+    request.ip(IFA_LOCAL, net.addr());
+    if let IpNet::V4(v4) = net {
+        request.ip(IFA_ADDRESS, net.addr());
+        if net.prefix_len() < 31 {
+            request.ip(IFA_BROADCAST, v4.broadcast().into());
+        }
+    }
+    request
+}
+
+pub(crate) fn read_address(message: &[u8]) -> Option<Address> {
+    let (header, attributes) = message.split_first_chunk::<HEADER>()?;
+    let [_family, length, flags, scope, link @ ..] = *header;
+    let attributes = Attributes(attributes);
     // IPv4 has its own address in IFA_LOCAL and the peer's in IFA_ADDRESS; IPv6 only IFA_ADDRESS, unless it has a peer.
-    let local = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(ip) => Some(*ip),
-            _ => None,
-        });
-    let address = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        });
-    let header = &message.header;
+    let local = attributes.find(IFA_LOCAL);
+    let address = ip(local.or_else(|| attributes.find(IFA_ADDRESS))?)?;
     Some(Address {
-        link: header.index,
-        net: IpNet::new(local.or(address)?, header.prefix_len).ok()?,
-        global: matches!(header.scope, AddressScope::Universe | AddressScope::Site),
-        tentative: header.flags.contains(AddressHeaderFlags::Tentative),
-        duplicate: header.flags.contains(AddressHeaderFlags::Dadfailed),
+        link: u32::from_ne_bytes(link),
+        net: IpNet::new(address, length).ok()?,
+        global: GLOBAL_SCOPES.contains(&scope),
+        tentative: flags & IFA_F_TENTATIVE != 0,
+        duplicate: flags & IFA_F_DADFAILED != 0,
     })
 }
 

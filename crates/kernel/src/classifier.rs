@@ -5,19 +5,19 @@
 //! which the kernel has put aside; a load from behind the frame's end ends the program with 0, which is [`Verdict::OK`]; and
 //! a frame whose sender had it redirected by an `ifb` device of its own comes past all of it (`tc_skip_classify`).
 
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, Nla as _};
-use netlink_packet_route::tc::{
-    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
-};
 use rustix::io::Errno;
 
+use crate::encode::{NLM_F_CREATE, native32};
 use crate::error::{Error, Result};
-use crate::netlink::{Message, Netlink};
-use crate::qdisc::{INGRESS_FILTERS, every_protocol, message};
+use crate::netlink::{Netlink, message};
+use crate::qdisc::{Header, TCA_KIND, TCA_OPTIONS, every_protocol, filters_of, is_of_kind};
 
 /// `TCA_BPF_OPS_LEN` and `TCA_BPF_OPS` (linux/pkt_cls.h): how many instructions, and they.
 const TCA_BPF_OPS_LEN: u16 = 4;
 const TCA_BPF_OPS: u16 = 5;
+/// `TCA_BPF_FLAGS`, and of them that what the program returns is the verdict (`TCA_BPF_FLAG_ACT_DIRECT`).
+const TCA_BPF_FLAGS: u16 = 8;
+const DIRECT_ACTION: u32 = 1;
 /// `BPF_MAXINSNS` (linux/bpf_common.h).
 const MAX: usize = 4096;
 /// `sizeof(struct sock_filter)`.
@@ -25,7 +25,7 @@ const INSTRUCTION: usize = 8;
 /// The place of the program among the classifiers of a link: the first.
 const PRIORITY: u16 = 1;
 /// Its number there.
-const HANDLE: TcHandle = TcHandle { major: 0, minor: 1 };
+const HANDLE: u32 = 1;
 
 /// An instruction of classic BPF (`struct sock_filter`, linux/filter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,20 +82,20 @@ impl Netlink {
         let length = length.filter(|length| usize::from(*length) <= MAX);
         let length = length.ok_or_else(|| Error::new(action(), Errno::INVAL))?;
         self.ensure_ingress(link, "clsact")?;
-        let bytes = program.iter().flat_map(|one| one.bytes()).collect();
-        let other = |kind, bytes| TcFilterBpfOption::Other(DefaultNla::new(kind, bytes));
-        let options = [
-            other(TCA_BPF_OPS_LEN, length.to_ne_bytes().to_vec()),
-            other(TCA_BPF_OPS, bytes),
-            TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
-        ];
-        let mut filter = message(link, HANDLE, INGRESS_FILTERS);
-        filter.header.info = every_protocol(PRIORITY);
-        filter.attributes = vec![
-            TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
-            TcAttribute::Options(options.map(TcOption::Bpf).to_vec()),
-        ];
-        self.change(Message::NewTrafficFilter(filter), NLM_F_CREATE, action)
+        let bytes: Vec<u8> = program.iter().flat_map(|one| one.bytes()).collect();
+        let filter = Header {
+            handle: HANDLE,
+            info: every_protocol(PRIORITY),
+            ..filters_of(link)
+        };
+        let mut request = filter.request(message::NEW_FILTER);
+        request.text(TCA_KIND, "bpf");
+        request.list(TCA_OPTIONS, |options| {
+            options.bytes_attribute(TCA_BPF_OPS_LEN, &length.to_ne_bytes());
+            options.bytes_attribute(TCA_BPF_OPS, &bytes);
+            options.native32(TCA_BPF_FLAGS, DIRECT_ACTION);
+        });
+        self.change(request, NLM_F_CREATE, action)
     }
 
     /// The program that judges what a link receives before all other classifiers; none where there is no classic one.
@@ -103,46 +103,30 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn classifier(&mut self, link: u32) -> Result<Option<Vec<Instruction>>> {
-        let look = Message::GetTrafficFilter(message(link, TcHandle::UNSPEC, INGRESS_FILTERS));
-        let all = self.dump(look, "list filters", |message| match message {
-            Message::NewTrafficFilter(filter) => read(&filter),
-            _ => None,
-        })?;
+        let request = filters_of(link).request(message::GET_FILTER);
+        let all = self.dump(request, "list filters", read)?;
         Ok(all.into_iter().next())
     }
 }
 
 /// The program of a filter that stands where ours does and acts by itself.
-fn read(filter: &TcMessage) -> Option<Vec<Instruction>> {
-    if filter.header.info != every_protocol(PRIORITY) {
+fn read(filter: &[u8]) -> Option<Vec<Instruction>> {
+    let (header, attributes) = Header::read(filter)?;
+    if header.info != every_protocol(PRIORITY) || !is_of_kind(attributes, "bpf") {
         return None;
     }
-    let options = filter
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TcAttribute::Options(options) => Some(options),
-            _ => None,
-        })?;
-    let acts = TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction));
-    if !options.contains(&acts) {
+    let options = attributes.inside(TCA_OPTIONS)?;
+    if native32(options.find(TCA_BPF_FLAGS)?)? != DIRECT_ACTION {
         return None;
     }
-    options.iter().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::Other(nla)) if nla.kind() == TCA_BPF_OPS => {
-            let mut bytes = vec![0; nla.value_len()];
-            nla.emit_value(&mut bytes);
-            let (instructions, _) = bytes.as_chunks::<INSTRUCTION>();
-            Some(
-                instructions
-                    .iter()
-                    .copied()
-                    .map(Instruction::read)
-                    .collect(),
-            )
-        }
-        _ => None,
-    })
+    let (instructions, _) = options.find(TCA_BPF_OPS)?.as_chunks::<INSTRUCTION>();
+    Some(
+        instructions
+            .iter()
+            .copied()
+            .map(Instruction::read)
+            .collect(),
+    )
 }
 
 #[cfg(test)]

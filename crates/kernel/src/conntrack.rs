@@ -6,12 +6,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-
+use crate::encode::{Attributes, Encoder, Header, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::error::Result;
 use crate::netlink::{Refusal, u16_at};
 use crate::nfnetlink::Nfnetlink;
-use crate::nfnetlink::encode::{Attributes, Encoder, Header};
 
 /// `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u16 = 1;

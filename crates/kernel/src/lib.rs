@@ -7,6 +7,7 @@ mod address;
 mod classifier;
 pub mod conntrack;
 pub mod echo;
+mod encode;
 mod error;
 mod fdb;
 mod link;

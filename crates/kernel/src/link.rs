@@ -3,28 +3,36 @@
 //! No request here fails or succeeds partly without saying so, and nothing is decided here: which link is whose is the
 //! caller's affair. Surprises of the kernel are told where they are met.
 
-mod read;
+pub(crate) mod attribute;
+pub(crate) mod read;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
-    LinkMessage, LinkProtoInfoBridge,
-};
-
+use crate::encode::{Encoder, NLM_F_CREATE, NLM_F_EXCL, native32};
 use crate::error::Result;
 use crate::names::{IfName, Mac};
-use crate::netlink::{Message, Netlink};
+use crate::netlink::{Netlink, message};
 use crate::netns::Netns;
 use crate::vxlan::Vxlan;
+use attribute::{
+    Header, IFF_ALLMULTI, IFF_PROMISC, IFF_UP, IFLA_ADDRESS, IFLA_AF_SPEC,
+    IFLA_BR_NF_CALL_IP6TABLES, IFLA_BR_NF_CALL_IPTABLES, IFLA_BRPORT_ISOLATED,
+    IFLA_BRPORT_LEARNING, IFLA_BRPORT_MODE, IFLA_BRPORT_STATE, IFLA_BRPORT_UNICAST_FLOOD,
+    IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INET6_ADDR_GEN_MODE, IFLA_INFO_DATA,
+    IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, IFLA_MASTER,
+    IFLA_MTU, IFLA_NET_NS_FD, IFLA_NUM_RX_QUEUES, IFLA_NUM_TX_QUEUES, IFLA_PROTINFO, IFLA_TXQLEN,
+    IN6_ADDR_GEN_MODE_NONE, VETH_INFO_PEER,
+};
 use read::read_link;
 
-/// `IFLA_BRPORT_STATE` (linux/if_link.h).
-const IFLA_BRPORT_STATE: u16 = 1;
+/// Families of addresses (linux/socket.h); that of bridges is the family of what they are asked themselves.
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_BRIDGE: u8 = 7;
+pub(crate) const AF_INET6: u8 = 10;
+/// `RTEXT_FILTER_SKIP_STATS` (linux/rtnetlink.h): spares the kernel the counting, and us the reading.
+const SKIP_STATISTICS: u32 = 8;
 /// `BR_STATE_DISABLED` (linux/if_bridge.h).
 const BR_STATE_DISABLED: u8 = 0;
 
@@ -156,6 +164,22 @@ pub struct LinkChange<'a> {
     pub no_link_local: bool,
 }
 
+impl LinkChange<'_> {
+    /// What it changes of a link as a bridge's port, in the words of ip(8).
+    fn of_port(&self) -> [(&'static str, Option<bool>); 4] {
+        [
+            ("hairpin", self.hairpin),
+            ("isolated", self.isolated),
+            ("learning", self.learning),
+            ("flood", self.flood),
+        ]
+    }
+
+    fn is_of_port(&self) -> bool {
+        self.of_port().iter().any(|(_, value)| value.is_some())
+    }
+}
+
 impl std::fmt::Display for LinkChange<'_> {
     /// As one writes it behind `ip link set <link>`; each word with its space before it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -186,16 +210,10 @@ impl std::fmt::Display for LinkChange<'_> {
                 write!(f, " {word} {}", if on { "on" } else { "off" })?;
             }
         }
-        let port = [
-            ("hairpin", self.hairpin),
-            ("isolated", self.isolated),
-            ("learning", self.learning),
-            ("flood", self.flood),
-        ];
-        if port.iter().any(|(_, value)| value.is_some()) {
+        if self.is_of_port() {
             f.write_str(" type bridge_slave")?;
         }
-        for (word, value) in port {
+        for (word, value) in self.of_port() {
             if let Some(on) = value {
                 write!(f, " {word} {}", if on { "on" } else { "off" })?;
             }
@@ -244,13 +262,9 @@ impl Netlink {
     /// Not found, or what the kernel answered.
     pub fn link<'k>(&mut self, link: impl Into<LinkKey<'k>>) -> Result<Link> {
         let link = link.into();
-        let mut message = message_about(link);
-        message.attributes.push(without_statistics());
-        let action = || format!("find link {link}");
-        match self.query(Message::GetLink(message), action)? {
-            Message::NewLink(found) => Ok(read_link(found)),
-            _ => Err(crate::Error::new(action(), rustix::io::Errno::NODEV)),
-        }
+        let mut request = about(message::GET_LINK, link, Header::default());
+        request.native32(IFLA_EXT_MASK, SKIP_STATISTICS);
+        self.query(request, read_link, || format!("find link {link}"))
     }
 
     /// The link of that name, or none.
@@ -270,16 +284,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn list_links(&mut self) -> Result<Vec<Link>> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(without_statistics());
-        self.dump(
-            Message::GetLink(message),
-            "list links",
-            |message| match message {
-                Message::NewLink(link) => Some(read_link(link)),
-                _ => None,
-            },
-        )
+        self.dump(about_all(), "list links", read_link)
     }
 
     /// Makes a bridge that is up and whose MAC address is `mac` and stays so, whatever ports it gets.
@@ -290,15 +295,10 @@ impl Netlink {
     /// # Errors
     /// Exists, or what the kernel answered.
     pub fn add_bridge(&mut self, name: &IfName, mac: Mac) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        message.attributes.extend([
-            LinkAttribute::IfName(name.to_string()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
-            LinkAttribute::Address(mac.0.to_vec()),
-        ]);
-        self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
+        let mut request = about(message::NEW_LINK, name.into(), Header::UP);
+        request.list(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "bridge"));
+        request.bytes_attribute(IFLA_ADDRESS, &mac.0);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add link {name} type bridge")
         })
     }
@@ -317,21 +317,23 @@ impl Netlink {
             master,
             mtu,
         } = pair;
-        let mut born = LinkMessage::default();
-        born.attributes.extend(veth_end(peer, *mtu));
-        born.attributes
-            .push(LinkAttribute::NetNsFd(peer_netns.as_fd().as_raw_fd()));
-
-        let mut message = LinkMessage::default();
-        message.attributes.extend(veth_end(host, *mtu));
-        message
-            .attributes
-            .extend(master.map(LinkAttribute::Controller));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(born))),
-        ]));
-        self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
+        let mut request = Header::default().request(message::NEW_LINK);
+        write_veth_end(&mut request, host, *mtu);
+        if let Some(master) = master {
+            request.native32(IFLA_MASTER, *master);
+        }
+        request.list(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "veth");
+            info.list(IFLA_INFO_DATA, |data| {
+                data.list(VETH_INFO_PEER, |born| {
+                    born.plain(&[0; attribute::HEADER]);
+                    write_veth_end(born, peer, *mtu);
+                    let netns = peer_netns.as_fd().as_raw_fd();
+                    born.native32(IFLA_NET_NS_FD, netns.cast_unsigned());
+                });
+            });
+        });
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add link {} type veth peer {}", host.name, peer.name)
         })
     }
@@ -346,54 +348,30 @@ impl Netlink {
         change: LinkChange<'_>,
     ) -> Result<()> {
         let link = link.into();
-        let mut message = message_about(link);
-        let flags = [
-            (LinkFlags::Up, Some(true).filter(|_| change.up)),
-            (LinkFlags::Promisc, change.promiscuous),
-            (LinkFlags::Allmulti, change.all_multicast),
-        ];
-        for (flag, value) in flags {
-            message.header.flags.set(flag, value == Some(true));
-            message.header.change_mask.set(flag, value.is_some());
-        }
-        let attributes = &mut message.attributes;
-        attributes.extend(change.mtu.map(LinkAttribute::Mtu));
-        attributes.extend(change.tx_queue_length.map(LinkAttribute::TxQueueLen));
-        attributes.extend(
-            change
-                .alias
-                .map(|alias| LinkAttribute::IfAlias(alias.to_owned())),
-        );
-        attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        let port: Vec<_> = (change.hairpin.map(InfoBridgePort::HairpinMode).into_iter())
-            .chain(change.isolated.map(InfoBridgePort::Isolated))
-            .chain(change.learning.map(InfoBridgePort::Learning))
-            .chain(change.flood.map(InfoBridgePort::UnicastFlood))
-            .collect();
-        if !port.is_empty() {
-            attributes.push(LinkAttribute::LinkInfo(vec![
-                LinkInfo::PortKind(InfoPortKind::Bridge),
-                LinkInfo::PortData(InfoPortData::BridgePort(port)),
-            ]));
+        let mut request = change_of(link, &change);
+        if change.is_of_port() {
+            request.list(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_SLAVE_KIND, "bridge");
+                info.list(IFLA_INFO_SLAVE_DATA, |port| write_port(port, &change));
+            });
         }
         if let Some(on) = change.netfilter {
-            attributes.push(LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Bridge),
-                LinkInfo::Data(InfoData::Bridge(vec![
-                    InfoBridge::NfCallIpTables(on),
-                    InfoBridge::NfCallIp6Tables(on),
-                ])),
-            ]));
+            request.list(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_KIND, "bridge");
+                info.list(IFLA_INFO_DATA, |bridge| {
+                    bridge.byte(IFLA_BR_NF_CALL_IPTABLES, on.into());
+                    bridge.byte(IFLA_BR_NF_CALL_IP6TABLES, on.into());
+                });
+            });
         }
         if change.no_link_local {
-            let inet6 = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-            attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
-                vec![inet6],
-            )]));
+            request.list(IFLA_AF_SPEC, |families| {
+                families.list(AF_INET6.into(), |inet6| {
+                    inet6.byte(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+                });
+            });
         }
-        self.change(Message::NewLink(message), 0, || {
-            format!("set link {link}{change}")
-        })
+        self.change(request, 0, || format!("set link {link}{change}"))
     }
 
     /// Shuts a bridge's port: it neither takes in nor sends anything, until its carrier changes.
@@ -404,14 +382,16 @@ impl Netlink {
     /// # Errors
     /// EOPNOTSUPP when it is no bridge's port, ENETDOWN when it is down, or what the kernel answered.
     pub fn shut_port(&mut self, index: u32) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.interface_family = AddressFamily::Bridge;
-        message.header.index = index;
-        let state = DefaultNla::new(IFLA_BRPORT_STATE, vec![BR_STATE_DISABLED]);
-        message.attributes.push(LinkAttribute::ProtoInfoBridge(vec![
-            LinkProtoInfoBridge::Other(state),
-        ]));
-        self.change(Message::SetLink(message), 0, || {
+        let header = Header {
+            family: AF_BRIDGE,
+            index,
+            ..Header::default()
+        };
+        let mut request = header.request(message::SET_LINK);
+        request.nest(IFLA_PROTINFO, |port| {
+            port.byte(IFLA_BRPORT_STATE, BR_STATE_DISABLED);
+        });
+        self.change(request, 0, || {
             format!("set link {index} type bridge_slave state 0")
         })
     }
@@ -424,11 +404,11 @@ impl Netlink {
         let group = LinkGroup { links };
         if let (Some(number), [_, _, ..]) = (group.number(), group.links.as_slice()) {
             for index in &group.links {
-                let mut message = message_about((*index).into());
-                message.attributes.push(LinkAttribute::Group(number));
+                let mut request = about(message::NEW_LINK, (*index).into(), Header::default());
+                request.native32(IFLA_GROUP, number);
                 let action = || format!("set link {index} group {number}");
                 // One that is not in the group is removed by itself.
-                let _ = self.change(Message::NewLink(message), 0, action);
+                let _ = self.change(request, 0, action);
             }
         }
         group
@@ -444,26 +424,21 @@ impl Netlink {
         if let Some(number) = number
             && self.list_group(number)? == BTreeSet::from_iter(group.links.iter().copied())
         {
-            let mut message = LinkMessage::default();
-            message.attributes.push(LinkAttribute::Group(number));
-            return self.change(Message::DelLink(message), 0, || {
-                format!("remove links of group {number}")
-            });
+            let mut request = Header::default().request(message::DELETE_LINK);
+            request.native32(IFLA_GROUP, number);
+            return self.change(request, 0, || format!("remove links of group {number}"));
         }
         let removed: Vec<_> = group.links.iter().map(|i| self.remove_link(*i)).collect();
         removed.into_iter().collect()
     }
 
     fn list_group(&mut self, number: u32) -> Result<BTreeSet<u32>> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(without_statistics());
-        let of_group = |message| match message {
-            Message::NewLink(link) if link.attributes.contains(&LinkAttribute::Group(number)) => {
-                Some(link.header.index)
-            }
-            _ => None,
+        let of_group = |link: &[u8]| {
+            let (header, attributes) = Header::read(link)?;
+            let group = native32(attributes.find(IFLA_GROUP)?)?;
+            (group == number).then_some(header.index)
         };
-        let members = self.dump(Message::GetLink(message), "list links", of_group)?;
+        let members = self.dump(about_all(), "list links", of_group)?;
         Ok(members.into_iter().collect())
     }
 
@@ -472,26 +447,76 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn remove_link(&mut self, index: u32) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        match self.change(Message::DelLink(message), 0, || {
-            format!("remove link {index}")
-        }) {
+        let request = about(message::DELETE_LINK, index.into(), Header::default());
+        match self.change(request, 0, || format!("remove link {index}")) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
     }
 }
 
-fn message_about(link: LinkKey<'_>) -> LinkMessage {
-    let mut message = LinkMessage::default();
+/// A request about that link, or one that is to have that name.
+fn about(kind: u16, link: LinkKey<'_>, header: Header) -> Encoder {
     match link {
-        LinkKey::Index(index) => message.header.index = index,
-        LinkKey::Name(name) => message
-            .attributes
-            .push(LinkAttribute::IfName(name.to_string())),
+        LinkKey::Index(index) => Header { index, ..header }.request(kind),
+        LinkKey::Name(name) => {
+            let mut request = header.request(kind);
+            request.text(IFLA_IFNAME, name.as_str());
+            request
+        }
     }
-    message
+}
+
+/// A question for all links.
+fn about_all() -> Encoder {
+    let mut request = Header::default().request(message::GET_LINK);
+    request.native32(IFLA_EXT_MASK, SKIP_STATISTICS);
+    request
+}
+
+/// The part of a change that every link can have.
+fn change_of(link: LinkKey<'_>, change: &LinkChange<'_>) -> Encoder {
+    let mut header = Header::default();
+    let flags = [
+        (IFF_UP, Some(true).filter(|_| change.up)),
+        (IFF_PROMISC, change.promiscuous),
+        (IFF_ALLMULTI, change.all_multicast),
+    ];
+    for (flag, value) in flags {
+        header.flags |= if value == Some(true) { flag } else { 0 };
+        header.change |= if value.is_some() { flag } else { 0 };
+    }
+    let mut request = about(message::NEW_LINK, link, header);
+    let numbers = [
+        (IFLA_MTU, change.mtu),
+        (IFLA_TXQLEN, change.tx_queue_length),
+    ];
+    for (kind, value) in numbers {
+        if let Some(number) = value {
+            request.native32(kind, number);
+        }
+    }
+    if let Some(alias) = change.alias {
+        request.text(IFLA_IFALIAS, alias);
+    }
+    if let Some(mac) = change.mac {
+        request.bytes_attribute(IFLA_ADDRESS, &mac.0);
+    }
+    request
+}
+
+fn write_port(to: &mut Encoder, change: &LinkChange<'_>) {
+    let port = [
+        (IFLA_BRPORT_MODE, change.hairpin),
+        (IFLA_BRPORT_ISOLATED, change.isolated),
+        (IFLA_BRPORT_LEARNING, change.learning),
+        (IFLA_BRPORT_UNICAST_FLOOD, change.flood),
+    ];
+    for (kind, value) in port {
+        if let Some(on) = value {
+            to.byte(kind, on.into());
+        }
+    }
 }
 
 /// Groups of links that are to be removed together begin here, far from those that people give.
@@ -509,29 +534,18 @@ impl LinkGroup {
     }
 }
 
-/// Spares the kernel the counting, and us the reading.
-fn without_statistics() -> LinkAttribute {
-    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
-}
-
 /// One queue each way: a veth otherwise takes one for each of the machine's processors.
-fn veth_end(end: &VethEnd<'_>, mtu: u32) -> [LinkAttribute; 5] {
-    [
-        LinkAttribute::IfName(end.name.to_string()),
-        LinkAttribute::Address(end.mac.0.to_vec()),
-        LinkAttribute::Mtu(mtu),
-        LinkAttribute::NumTxQueues(1),
-        LinkAttribute::NumRxQueues(1),
-    ]
+fn write_veth_end(to: &mut Encoder, end: &VethEnd<'_>, mtu: u32) {
+    to.text(IFLA_IFNAME, end.name.as_str());
+    to.bytes_attribute(IFLA_ADDRESS, &end.mac.0);
+    to.native32(IFLA_MTU, mtu);
+    to.native32(IFLA_NUM_TX_QUEUES, 1);
+    to.native32(IFLA_NUM_RX_QUEUES, 1);
 }
 
-/// The family that an address belongs to, in the words of the netlink codec.
-pub(crate) fn family(ip: std::net::IpAddr) -> AddressFamily {
-    if ip.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    }
+/// The family that an address belongs to.
+pub(crate) fn family(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 
 #[cfg(test)]

@@ -8,16 +8,60 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-
+use crate::encode::{Attributes, Encoder, NLM_F_CREATE, NLM_F_REPLACE, ip};
 use crate::error::Result;
-use crate::link::family;
+use crate::link::{AF_INET, AF_INET6, family};
 use crate::names::Mac;
-use crate::netlink::{Message, Netlink};
+use crate::netlink::{Netlink, message};
+
+/// Attributes (linux/neighbour.h).
+pub(crate) const NDA_DST: u16 = 1;
+pub(crate) const NDA_LLADDR: u16 = 2;
+const NDA_IFINDEX: u16 = 8;
+/// `ndm_state`.
+const NUD_NONE: u16 = 0;
+const NUD_INCOMPLETE: u16 = 0x01;
+const NUD_FAILED: u16 = 0x20;
+pub(crate) const NUD_NOARP: u16 = 0x40;
+pub(crate) const NUD_PERMANENT: u16 = 0x80;
+/// `ndm_flags`: in the table of the link itself, in that of the bridge that it is a port of, and not to be moved.
+pub(crate) const NTF_SELF: u8 = 0x02;
+pub(crate) const NTF_MASTER: u8 = 0x04;
+pub(crate) const NTF_STICKY: u8 = 0x40;
+
+/// What matters of `struct ndmsg`, which is before the attributes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) family: u8,
+    pub(crate) link: u32,
+    pub(crate) state: u16,
+    pub(crate) flags: u8,
+}
+
+impl Header {
+    /// A request that begins with it.
+    pub(crate) fn request(self, kind: u16) -> Encoder {
+        let mut request = Encoder::request(kind);
+        request.plain(&[self.family, 0, 0, 0]);
+        request.plain(&self.link.to_ne_bytes());
+        request.plain(&self.state.to_ne_bytes());
+        request.plain(&[self.flags, 0]);
+        request
+    }
+
+    /// Reads it, and gives the attributes behind it.
+    pub(crate) fn read(message: &[u8]) -> Option<(Self, Attributes<'_>)> {
+        let (header, attributes) = message.split_first_chunk::<12>()?;
+        let [family, _, _, _, a, b, c, d, e, f, flags, _] = *header;
+        let header = Self {
+            family,
+            link: u32::from_ne_bytes([a, b, c, d]),
+            state: u16::from_ne_bytes([e, f]),
+            flags,
+        };
+        Some((header, Attributes(attributes)))
+    }
+}
 
 /// Who has an address on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,20 +91,16 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn reachability(&mut self, link: u32, ip: IpAddr) -> Result<Reachability> {
-        let mut request = NeighbourMessage::default();
-        request.header.family = family(ip);
-        request.attributes = vec![NeighbourAttribute::IfIndex(link)];
-        let request = Message::GetNeighbour(request);
-        let states = self.dump(request, "list neighbours", |message| match message {
-            Message::NewNeighbour(neighbour) if neighbour.header.ifindex == link => {
-                is_of(&neighbour, ip).then_some(neighbour.header.state)
-            }
-            _ => None,
+        let request = about_all(family(ip), link);
+        let states = self.dump(request, "list neighbours", |neighbour| {
+            let (header, attributes) = Header::read(neighbour)?;
+            let is_it = header.link == link && destination(attributes) == Some(ip);
+            is_it.then_some(header.state)
         })?;
         Ok(match states.first() {
-            None | Some(NeighbourState::None) => Reachability::Unknown,
-            Some(NeighbourState::Incomplete) => Reachability::Asked,
-            Some(NeighbourState::Failed) => Reachability::Failed,
+            None | Some(&NUD_NONE) => Reachability::Unknown,
+            Some(&NUD_INCOMPLETE) => Reachability::Asked,
+            Some(&NUD_FAILED) => Reachability::Failed,
             Some(_) => Reachability::Known,
         })
     }
@@ -71,20 +111,13 @@ impl Netlink {
     /// What the kernel answered.
     pub fn list_permanent_neighbours(&mut self, link: u32) -> Result<Vec<Neighbour>> {
         let mut all = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut request = NeighbourMessage::default();
-            request.header.family = family;
-            // The kernel filters by it; the header's own index it refuses here (`neigh_valid_dump_req`).
-            request.attributes = vec![NeighbourAttribute::IfIndex(link)];
-            let request = Message::GetNeighbour(request);
-            all.extend(
-                self.dump(request, "list neighbours", |message| match message {
-                    Message::NewNeighbour(neighbour) if neighbour.header.ifindex == link => {
-                        read_permanent(&neighbour)
-                    }
-                    _ => None,
-                })?,
-            );
+        for family in [AF_INET, AF_INET6] {
+            let request = about_all(family, link);
+            all.extend(self.dump(request, "list neighbours", |neighbour| {
+                let (header, attributes) = Header::read(neighbour)?;
+                let is_it = header.link == link && header.state == NUD_PERMANENT;
+                read_neighbour(attributes).filter(|_| is_it)
+            })?);
         }
         Ok(all)
     }
@@ -95,12 +128,10 @@ impl Netlink {
     /// Not found; what the kernel answered.
     pub fn replace_neighbour(&mut self, link: u32, neighbour: Neighbour) -> Result<()> {
         let Neighbour { ip, mac } = neighbour;
-        let mut message = about(link, ip);
-        message.header.state = NeighbourState::Permanent;
-        let address = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
-        message.attributes.push(address);
+        let mut request = about(message::NEW_NEIGHBOUR, (link, NUD_PERMANENT), ip);
+        request.bytes_attribute(NDA_LLADDR, &mac.0);
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(Message::NewNeighbour(message), flags, || {
+        self.change(request, flags, || {
             format!("replace neighbour {ip} lladdr {mac} dev {link}")
         })
     }
@@ -110,8 +141,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn remove_neighbour(&mut self, link: u32, ip: IpAddr) -> Result<()> {
-        let message = Message::DelNeighbour(about(link, ip));
-        match self.change(message, 0, || format!("remove neighbour {ip} dev {link}")) {
+        let request = about(message::DELETE_NEIGHBOUR, (link, NUD_NONE), ip);
+        match self.change(request, 0, || format!("remove neighbour {ip} dev {link}")) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -122,17 +153,17 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered; that one is gone already is fine.
     pub fn forget_neighbours(&mut self) -> Result<()> {
-        let request = Message::GetNeighbour(NeighbourMessage::default());
-        let found = self.dump(request, "list neighbours", |message| match message {
-            Message::NewNeighbour(neighbour) if is_found_out(&neighbour) => Some(neighbour),
-            _ => None,
+        let request = Header::default().request(message::GET_NEIGHBOUR);
+        let found = self.dump(request, "list neighbours", |neighbour| {
+            let (header, attributes) = Header::read(neighbour)?;
+            let ip = destination(attributes)?;
+            is_found_out(header).then_some((header, ip))
         })?;
-        for mut neighbour in found {
-            neighbour
-                .attributes
-                .retain(|attribute| matches!(attribute, NeighbourAttribute::Destination(_)));
+        for (header, ip) in found {
+            let mut request = header.request(message::DELETE_NEIGHBOUR);
+            request.ip(NDA_DST, ip);
             let action = || "forget neighbour".to_owned();
-            match self.change(Message::DelNeighbour(neighbour), 0, action) {
+            match self.change(request, 0, action) {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
             }
@@ -141,52 +172,44 @@ impl Netlink {
     }
 }
 
-fn about(link: u32, ip: IpAddr) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(ip);
-    message.header.ifindex = link;
-    message.attributes = vec![NeighbourAttribute::Destination(ip.into())];
-    message
-}
-
-fn read_permanent(message: &NeighbourMessage) -> Option<Neighbour> {
-    if message.header.state != NeighbourState::Permanent {
-        return None;
-    }
-    let (mut ip, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                ip = Some((*v4).into());
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                ip = Some((*v6).into());
-            }
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = bytes.as_slice().try_into().ok().map(Mac);
-            }
-            _ => {}
-        }
-    }
-    Some(Neighbour { ip: ip?, mac: mac? })
-}
-
-fn is_of(neighbour: &NeighbourMessage, ip: IpAddr) -> bool {
-    let address = match ip {
-        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+/// A question for the neighbours of a family on a link. The kernel filters by the attribute; the header's own index it refuses
+/// here (`neigh_valid_dump_req`).
+fn about_all(family: u8, link: u32) -> Encoder {
+    let header = Header {
+        family,
+        ..Header::default()
     };
-    let wanted = NeighbourAttribute::Destination(address);
-    neighbour.attributes.contains(&wanted)
+    let mut request = header.request(message::GET_NEIGHBOUR);
+    request.native32(NDA_IFINDEX, link);
+    request
 }
 
-fn is_found_out(neighbour: &NeighbourMessage) -> bool {
-    use netlink_packet_route::AddressFamily::{Inet, Inet6};
-    matches!(neighbour.header.family, Inet | Inet6)
-        && !matches!(
-            neighbour.header.state,
-            NeighbourState::Permanent | NeighbourState::Noarp | NeighbourState::None
-        )
+fn about(kind: u16, (link, state): (u32, u16), ip: IpAddr) -> Encoder {
+    let header = Header {
+        family: family(ip),
+        link,
+        state,
+        flags: 0,
+    };
+    let mut request = header.request(kind);
+    request.ip(NDA_DST, ip);
+    request
+}
+
+fn destination(attributes: Attributes<'_>) -> Option<IpAddr> {
+    ip(attributes.find(NDA_DST)?)
+}
+
+fn read_neighbour(attributes: Attributes<'_>) -> Option<Neighbour> {
+    Some(Neighbour {
+        ip: destination(attributes)?,
+        mac: attributes.find(NDA_LLADDR)?.try_into().ok().map(Mac)?,
+    })
+}
+
+fn is_found_out(header: Header) -> bool {
+    matches!(header.family, AF_INET | AF_INET6)
+        && !matches!(header.state, NUD_PERMANENT | NUD_NOARP | NUD_NONE)
 }
 
 #[cfg(test)]

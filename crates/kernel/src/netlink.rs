@@ -3,23 +3,17 @@
 //! The socket belongs to the network namespace that it was opened in, for ever: open it there and use it from anywhere.
 //! It never sends a message without reading the answer, never hands out a part of an interrupted dump, and never waits: the
 //! kernel has answered when the request is sent (`netlink_unicast_kernel`), so that a lost answer is an error and no hang.
-//! A surprise: `netlink_packet_route` must not be seen outside of this crate; its types change monthly.
+//! What a request or an answer says is written and read by the rooms that know it, with [`encode`](crate::encode). A
+//! surprise: the answer to a request for an object is of the kind that makes one, whose number is lower by two.
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, Parseable,
-};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::LinkMessage;
-use netlink_packet_route::neighbour::NeighbourMessage;
-use netlink_packet_route::route::RouteMessage;
-use netlink_packet_route::tc::TcMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::net::netdevice::name_to_index;
 
+use crate::encode::{
+    Attributes, Encoder, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST,
+};
 use crate::error::{Error, Result};
 use crate::names::IfName;
 use crate::netns::Netns;
@@ -28,24 +22,40 @@ use crate::netns::Netns;
 const NLMSG_ERROR: u16 = 2;
 /// `NLMSG_DONE`: the end of a dump.
 const NLMSG_DONE: u16 = 3;
-/// Objects, as answers tell them (linux/rtnetlink.h).
-const RTM_NEWLINK: u16 = 16;
-const RTM_NEWADDR: u16 = 20;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_NEWNEIGH: u16 = 28;
-const RTM_NEWQDISC: u16 = 36;
-const RTM_NEWTFILTER: u16 = 44;
 /// `NLMSGERR_ATTR_MSG`: the kernel's words about an error.
 const NLMSGERR_ATTR_MSG: u16 = 1;
-/// `sizeof(struct nlmsghdr)`.
+/// `sizeof(struct nlmsghdr)`, and where it has the kind.
 const HEADER: usize = 16;
+const KIND_AT: usize = 4;
 /// What the kernel fills at the most for one part of a dump (`NLMSG_GOODSIZE` grows up to 32 KiB).
 pub(crate) const RECEIVE_BUFFER: usize = 64 * 1024;
 /// How often an interrupted dump is begun again before it is an error.
 pub(crate) const DUMP_TRIES: usize = 20;
 
-/// A request's message to the kernel.
-pub(crate) type Message = RouteNetlinkMessage;
+/// The kinds of messages (linux/rtnetlink.h).
+pub(crate) mod message {
+    pub(crate) const NEW_LINK: u16 = 16;
+    pub(crate) const DELETE_LINK: u16 = 17;
+    pub(crate) const GET_LINK: u16 = 18;
+    pub(crate) const SET_LINK: u16 = 19;
+    pub(crate) const NEW_ADDRESS: u16 = 20;
+    pub(crate) const DELETE_ADDRESS: u16 = 21;
+    pub(crate) const GET_ADDRESS: u16 = 22;
+    pub(crate) const NEW_ROUTE: u16 = 24;
+    pub(crate) const DELETE_ROUTE: u16 = 25;
+    pub(crate) const GET_ROUTE: u16 = 26;
+    pub(crate) const NEW_NEIGHBOUR: u16 = 28;
+    pub(crate) const DELETE_NEIGHBOUR: u16 = 29;
+    pub(crate) const GET_NEIGHBOUR: u16 = 30;
+    pub(crate) const NEW_QDISC: u16 = 36;
+    pub(crate) const DELETE_QDISC: u16 = 37;
+    pub(crate) const GET_QDISC: u16 = 38;
+    pub(crate) const NEW_FILTER: u16 = 44;
+    pub(crate) const DELETE_FILTER: u16 = 45;
+    pub(crate) const GET_FILTER: u16 = 46;
+}
+/// By how much the kind of a question is above that of its answer.
+const QUESTION: u16 = message::GET_LINK - message::NEW_LINK;
 
 /// A connection to the routing part of the kernel, in one network namespace.
 pub struct Netlink {
@@ -54,13 +64,8 @@ pub struct Netlink {
     buffer: Vec<u8>,
 }
 
-/// What one received message meant for the request that is waited for.
-enum Answer {
-    /// The kernel did as asked, or a dump is at its end.
-    Done,
-    /// One object; none when it is in a form that this version of the codec does not know.
-    Object(Option<Message>),
-}
+/// Takes an object that the kernel tells of; none when it is of another kind than was asked for.
+type Take<'t> = &'t mut dyn FnMut(Option<&[u8]>);
 
 impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
@@ -108,32 +113,29 @@ impl Netlink {
     /// `flags` are `NLM_F_CREATE` and its like; `action` names operation and object for the error.
     pub(crate) fn change(
         &mut self,
-        message: Message,
+        mut request: Encoder,
         flags: u16,
         action: impl FnOnce() -> String,
     ) -> Result<()> {
-        let attempt = || {
-            self.send(message, flags | NLM_F_ACK)?;
-            self.receive(|_| ())
-        };
-        attempt().map_err(|refusal| refusal.into_error(action()))
+        self.ask(&mut request, flags | NLM_F_ACK, &mut |_| ())
+            .map_err(|refusal| refusal.into_error(action()))
     }
 
-    /// Asks for one object.
-    pub(crate) fn query(
+    /// Asks for one object, which `read` makes something of.
+    pub(crate) fn query<T>(
         &mut self,
-        message: Message,
+        mut request: Encoder,
+        read: impl Fn(&[u8]) -> Option<T>,
         action: impl FnOnce() -> String,
-    ) -> Result<Message> {
+    ) -> Result<T> {
         let mut found = Err(Errno::NOENT);
-        let attempt = || {
-            // A question about a qdisc is answered only with NLM_F_ECHO; others do not mind it.
-            self.send(message, NLM_F_ACK | NLM_F_ECHO)?;
-            // What cannot be read is there all the same: it must not pass for not found.
-            self.receive(|object| found = object.ok_or(Errno::BADMSG))?;
-            Ok(found?)
-        };
-        attempt().map_err(|refusal: Refusal| refusal.into_error(action()))
+        // What cannot be read is there all the same: it must not pass for not found.
+        let mut take = |object: Option<&[u8]>| found = object.and_then(&read).ok_or(Errno::BADMSG);
+        // A question about a qdisc is answered only with NLM_F_ECHO; others do not mind it.
+        let asked = self.ask(&mut request, NLM_F_ACK | NLM_F_ECHO, &mut take);
+        asked
+            .and_then(|()| Ok(found?))
+            .map_err(|refusal| refusal.into_error(action()))
     }
 
     /// Asks for all objects of a kind and keeps what `pick` makes of them.
@@ -141,18 +143,15 @@ impl Netlink {
     /// A dump that the kernel calls interrupted (`NLM_F_DUMP_INTR`: something changed meanwhile) is begun again.
     pub(crate) fn dump<T>(
         &mut self,
-        message: Message,
+        mut request: Encoder,
         action: &str,
-        mut pick: impl FnMut(Message) -> Option<T>,
+        mut pick: impl FnMut(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>> {
         for _ in 0..DUMP_TRIES {
             let mut picked = Vec::new();
-            let mut attempt = || {
-                self.send(message.clone(), NLM_F_DUMP)?;
-                // A foreign object that cannot be read must not hide our own.
-                self.receive(|object| picked.extend(object.and_then(&mut pick)))
-            };
-            match attempt() {
+            // A foreign object that cannot be read must not hide our own.
+            let mut take = |object: Option<&[u8]>| picked.extend(object.and_then(&mut pick));
+            match self.ask(&mut request, NLM_F_DUMP, &mut take) {
                 Ok(()) => return Ok(picked),
                 Err(refusal) if refusal.errno == Errno::INTR => {}
                 Err(refusal) => return Err(refusal.into_error(action.to_owned())),
@@ -161,37 +160,36 @@ impl Netlink {
         Err(Error::new(action, Errno::INTR))
     }
 
-    fn send(&mut self, message: Message, flags: u16) -> std::result::Result<(), Refusal> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        loop {
-            match self.socket.send(&bytes, 0) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Refusal::from_io(&error)),
-            }
-        }
-    }
-
-    /// Reads until the answer to the last request is complete.
-    fn receive(
+    /// Sends a request and reads its answer to the end.
+    fn ask(
         &mut self,
-        mut object: impl FnMut(Option<Message>),
+        request: &mut Encoder,
+        flags: u16,
+        take: Take<'_>,
     ) -> std::result::Result<(), Refusal> {
+        self.send(request, flags)?;
+        let kind = u16_at(request.bytes(), KIND_AT).unwrap_or_default();
         let mut reply = Reply {
             sequence: self.sequence,
+            kind: kind.wrapping_sub(QUESTION),
             interrupted: false,
         };
         loop {
             receive_datagram(&self.socket, &mut self.buffer)?;
-            if reply.take(&self.buffer, &mut object)? {
+            if reply.take(&self.buffer, take)? {
                 return Ok(());
+            }
+        }
+    }
+
+    fn send(&mut self, request: &mut Encoder, flags: u16) -> std::result::Result<(), Refusal> {
+        self.sequence = self.sequence.wrapping_add(1);
+        request.complete(NLM_F_REQUEST | flags, self.sequence);
+        loop {
+            match self.socket.send(request.bytes(), 0) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Refusal::from_io(&error)),
             }
         }
     }
@@ -219,26 +217,24 @@ pub(crate) fn receive_datagram(
 /// What the kernel's datagrams have told of one request so far.
 struct Reply {
     sequence: u32,
+    /// That of the objects which were asked for.
+    kind: u16,
     interrupted: bool,
 }
 
 impl Reply {
-    /// Gives the objects of a datagram to `object`; true when the reply is at its end.
-    fn take(
-        &mut self,
-        datagram: &[u8],
-        object: &mut impl FnMut(Option<Message>),
-    ) -> std::result::Result<bool, Refusal> {
+    /// Gives the objects of a datagram to `take`; true when the reply is at its end.
+    fn take(&mut self, datagram: &[u8], take: Take<'_>) -> std::result::Result<bool, Refusal> {
         let mut rest = datagram;
         while let Some(message) = split_message(&mut rest)? {
             if message.sequence != self.sequence {
                 continue;
             }
             self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-            match message.read()? {
-                Answer::Done if self.interrupted => return Err(Refusal::from(Errno::INTR)),
-                Answer::Done => return Ok(true),
-                Answer::Object(found) => object(found),
+            match message.outcome() {
+                Some(Ok(())) if self.interrupted => return Err(Refusal::from(Errno::INTR)),
+                Some(outcome) => return outcome.map(|()| true),
+                None => take(Some(message.payload).filter(|_| message.kind == self.kind)),
             }
         }
         Ok(false)
@@ -303,28 +299,6 @@ pub(crate) fn split_message<'a>(
 }
 
 impl Received<'_> {
-    fn read(&self) -> std::result::Result<Answer, Refusal> {
-        if let Some(outcome) = self.outcome() {
-            return outcome.map(|()| Answer::Done);
-        }
-        Ok(Answer::Object(self.object()))
-    }
-
-    /// The object, where it is of a kind that is asked for here. The codec knows many more, which would all be in the
-    /// executable.
-    fn object(&self) -> Option<Message> {
-        let bytes = self.payload;
-        Some(match self.kind {
-            RTM_NEWLINK => Message::NewLink(LinkMessage::parse(bytes).ok()?),
-            RTM_NEWADDR => Message::NewAddress(AddressMessage::parse(bytes).ok()?),
-            RTM_NEWROUTE => Message::NewRoute(RouteMessage::parse(bytes).ok()?),
-            RTM_NEWNEIGH => Message::NewNeighbour(NeighbourMessage::parse(bytes).ok()?),
-            RTM_NEWQDISC => Message::NewQueueDiscipline(TcMessage::parse(bytes).ok()?),
-            RTM_NEWTFILTER => Message::NewTrafficFilter(TcMessage::parse(bytes).ok()?),
-            _ => return None,
-        })
-    }
-
     /// How the request ended, when this is its end and not an object.
     pub(crate) fn outcome(&self) -> Option<std::result::Result<(), Refusal>> {
         // NLMSG_DONE carries an error too, when a dump failed half-way.
@@ -343,19 +317,9 @@ impl Received<'_> {
 
     /// The kernel's words about an error: the attributes follow the code and the (capped) header of our request.
     fn words(&self) -> Option<String> {
-        let mut attributes = self.payload.get(4 + HEADER..)?;
-        loop {
-            let length = usize::from(u16_at(attributes, 0)?);
-            if u16_at(attributes, 2)? == NLMSGERR_ATTR_MSG {
-                let text = attributes.get(4..length)?;
-                return Some(
-                    String::from_utf8_lossy(text)
-                        .trim_end_matches('\0')
-                        .to_owned(),
-                );
-            }
-            attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
-        }
+        let attributes = Attributes(self.payload.get(4 + HEADER..)?);
+        let words = String::from_utf8_lossy(attributes.find(NLMSGERR_ATTR_MSG)?);
+        Some(words.trim_end_matches('\0').to_owned())
     }
 }
 

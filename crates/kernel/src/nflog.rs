@@ -7,14 +7,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
+use crate::encode::{Attributes, Encoder, Header, NLM_F_ACK, NLM_F_REQUEST};
 use crate::error::Result;
 use crate::netlink::{Refusal, split_message, u16_at};
 use crate::nfnetlink::Nfnetlink;
-use crate::nfnetlink::encode::{Attributes, Encoder, Header};
 
 /// `NFNL_SUBSYS_ULOG` (linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u16 = 4;

@@ -1,20 +1,17 @@
 //! A blocking nfnetlink socket: the netfilter parts of the kernel, each by its own kinds of messages.
 //!
 //! As `netlink` is for routing: it never sends a request without waiting for the answer, and never hands out a part of an
-//! interrupted dump. The messages are written and read by the rooms that know them, with [`encode`].
+//! interrupted dump. The messages are written and read by the rooms that know them, with [`encode`](crate::encode).
 
-pub(crate) mod encode;
-
-use netlink_packet_core::NLM_F_DUMP_INTR;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
+use crate::encode::{Attributes, Encoder, Header, NLM_F_DUMP_INTR};
 use crate::error::{Error, Result};
 use crate::netlink::{
     DUMP_TRIES, RECEIVE_BUFFER, Received, Refusal, receive_datagram, split_message, u16_at,
 };
-use encode::{Attributes, Encoder, Header};
 
 /// `sizeof(struct nfgenmsg)`: what precedes the attributes of an answer.
 const GENERIC_HEADER: usize = 4;

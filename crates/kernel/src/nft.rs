@@ -25,7 +25,6 @@ mod value;
 
 use std::fmt;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
 
 pub use batch::Batch;
@@ -40,10 +39,11 @@ pub use rule::{Compare, CtState, Limit, LimitUnit, Nat, NatFlag, Reject, Rule};
 pub use set::{Holds, NamedSet, Set};
 pub use value::{Type, Value};
 
+use crate::encode;
+use crate::encode::{Attributes, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::error::Result;
 use crate::netlink::{DUMP_TRIES, Refusal};
-use crate::nfnetlink::encode::Attributes;
-use crate::nfnetlink::{Nfnetlink, encode};
+use crate::nfnetlink::Nfnetlink;
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u16 = 10;

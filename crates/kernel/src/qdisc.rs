@@ -4,27 +4,26 @@
 //! sends it on where it would have gone, at its rate. Nothing here removes a queueing discipline of another kind than it
 //! makes. A surprise: an ifb device does not go with the link that feeds it; its owner removes it as any link.
 
-use netlink_packet_core::{
-    DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla as _, NlasIterator,
-};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::tc::{
-    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
-    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcHeader, TcMessage,
-    TcMirror, TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
-};
 use rustix::io::Errno;
 
+use crate::encode::{Attributes, Encoder, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, text};
 use crate::error::{Error, Result};
 use crate::link::Link;
+use crate::link::attribute::{
+    self, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, IFLA_NUM_RX_QUEUES,
+    IFLA_NUM_TX_QUEUES,
+};
 use crate::names::IfName;
-use crate::netlink::{Message, Netlink};
+use crate::netlink::{Netlink, message, u32_at};
 
 /// How long a packet may wait for its turn, in microseconds.
 const LATENCY_US: u64 = 25_000;
 const US_PER_SECOND: u64 = 1_000_000;
 /// A tick of the kernel's packet scheduler is 64 ns (`PSCHED_SHIFT`, net/pkt_sched.h); this many ticks are 8 µs.
 const TICKS_PER_8_US: u64 = 125;
+/// Attributes of queueing disciplines and filters (linux/rtnetlink.h).
+pub(crate) const TCA_KIND: u16 = 1;
+pub(crate) const TCA_OPTIONS: u16 = 2;
 /// `TCA_TBF_PARMS` (linux/pkt_sched.h): `struct tc_tbf_qopt`.
 const TCA_TBF_PARMS: u16 = 1;
 /// `TCA_TBF_RATE64`: the rate where 32 bits do not hold it.
@@ -35,29 +34,80 @@ const LIMIT_AT: usize = 24;
 const BUFFER_AT: usize = 28;
 /// `TC_LINKLAYER_ETHERNET`.
 const TC_LINKLAYER_ETHERNET: u8 = 1;
-/// `TC_U32_TERMINAL` (linux/pkt_cls.h): a match ends the search.
+/// Options of a u32 filter (linux/pkt_cls.h).
+const TCA_U32_CLASSID: u16 = 1;
+const TCA_U32_SEL: u16 = 5;
+const TCA_U32_ACT: u16 = 7;
+/// `TC_U32_TERMINAL`: a match ends the search.
 const TC_U32_TERMINAL: u8 = 1;
+/// Attributes of an action, which stand in that of its number.
+const TCA_ACT_KIND: u16 = 1;
+const TCA_ACT_OPTIONS: u16 = 2;
+/// The first action.
+const FIRST: u16 = 1;
+/// `TCA_MIRRED_PARMS` (linux/tc_act/tc_mirred.h): `struct tc_mirred`, and where it has what to do and with which link.
+const TCA_MIRRED_PARMS: u16 = 2;
+const MIRRED_ACTION_AT: usize = 20;
+const MIRRED_LINK_AT: usize = 24;
+/// `TCA_EGRESS_REDIR`: have the link send it.
+const TCA_EGRESS_REDIR: u32 = 1;
+/// `TC_ACT_STOLEN` (linux/pkt_cls.h): nobody else sees it.
+const TC_ACT_STOLEN: u32 = 4;
 /// `ETH_P_ALL` (linux/if_ether.h): packets of every protocol.
 const ETH_P_ALL: u16 = 3;
 /// The place of our filter among those of a link: behind a program that drops (see `classifier`).
 const PRIORITY: u16 = 2;
-/// The handle of the token bucket: `1:`.
-const TBF_HANDLE: TcHandle = TcHandle { major: 1, minor: 0 };
+/// Handles have 16 bits before the colon and 16 behind it. That of the token bucket: `1:`.
+const TBF_HANDLE: u32 = 0x1_0000;
 /// The handle that an ingress qdisc always has: `ffff:`.
-const INGRESS_HANDLE: TcHandle = TcHandle {
-    major: 0xffff,
-    minor: 0,
-};
-/// The parent of filters of received packets (`TC_H_MIN_INGRESS`, linux/pkt_sched.h).
-pub(crate) const INGRESS_FILTERS: TcHandle = TcHandle {
-    major: 0xffff,
-    minor: TcHandle::MIN_INGRESS,
-};
+const INGRESS_HANDLE: u32 = 0xffff_0000;
+/// The parents of a link's own qdisc, and of that for what it receives (`TC_H_ROOT` and `TC_H_INGRESS`, linux/pkt_sched.h).
+const ROOT: u32 = u32::MAX;
+const INGRESS: u32 = 0xffff_fff1;
+/// The parent of filters of received packets (`TC_H_MIN_INGRESS`).
+const INGRESS_FILTERS: u32 = 0xffff_fff2;
 /// The handle of the one filter there: entry 800 of table 800, as u32 numbers its first.
-const FILTER_HANDLE: TcHandle = TcHandle {
-    major: 0x8000,
-    minor: 0x0800,
-};
+const FILTER_HANDLE: u32 = 0x8000_0800;
+/// The class that it puts packets into, which is nobody's: `1:1`.
+const CLASS: u32 = 0x1_0001;
+
+/// `struct tcmsg`, which is before the attributes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Header {
+    pub(crate) link: u32,
+    pub(crate) handle: u32,
+    pub(crate) parent: u32,
+    pub(crate) info: u32,
+}
+
+impl Header {
+    /// A request that begins with it.
+    pub(crate) fn request(self, kind: u16) -> Encoder {
+        let mut request = Encoder::request(kind);
+        for number in [0, self.link, self.handle, self.parent, self.info] {
+            request.plain(&number.to_ne_bytes());
+        }
+        request
+    }
+
+    /// Reads it, and gives the attributes behind it.
+    pub(crate) fn read(message: &[u8]) -> Option<(Self, Attributes<'_>)> {
+        let (header, attributes) = message.split_first_chunk::<20>()?;
+        let number = |at| u32_at(header, at);
+        let header = Self {
+            link: number(4)?,
+            handle: number(8)?,
+            parent: number(12)?,
+            info: number(16)?,
+        };
+        Some((header, Attributes(attributes)))
+    }
+}
+
+/// True when a qdisc or a filter is of that kind.
+pub(crate) fn is_of_kind(attributes: Attributes<'_>, kind: &str) -> bool {
+    attributes.find(TCA_KIND).and_then(text) == Some(kind)
+}
 
 /// How fast, and how much at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,17 +158,15 @@ impl Bandwidth {
         Some(options)
     }
 
-    /// True when the kernel tells these parameters; `told` gives the bytes of one of them.
+    /// True when the kernel tells these parameters.
     ///
     /// What it tells is not byte for byte what it was given, so that rate, limit and bucket are compared.
-    fn is_told_by(self, told: impl Fn(u16) -> Option<Vec<u8>>) -> bool {
-        let parts = |bytes: &[u8]| {
-            [RATE_AT, LIMIT_AT, BUFFER_AT].map(|at| crate::netlink::u32_at(bytes, at))
-        };
+    fn is_told_by(self, told: Attributes<'_>) -> bool {
+        let parts = |bytes: &[u8]| [RATE_AT, LIMIT_AT, BUFFER_AT].map(|at| u32_at(bytes, at));
         self.options().is_some_and(|wanted| {
-            wanted.iter().all(|(kind, bytes)| match told(*kind) {
-                Some(seen) if *kind == TCA_TBF_PARMS => parts(&seen) == parts(bytes),
-                seen => seen.as_ref() == Some(bytes),
+            wanted.iter().all(|(kind, bytes)| match told.find(*kind) {
+                Some(seen) if *kind == TCA_TBF_PARMS => parts(seen) == parts(bytes),
+                seen => seen == Some(bytes),
             })
         })
     }
@@ -134,17 +182,18 @@ impl Netlink {
         let options = bandwidth
             .options()
             .ok_or_else(|| Error::new(action(), Errno::INVAL))?;
-        let options = options
-            .into_iter()
-            .map(|(kind, bytes)| TcOption::Other(DefaultNla::new(kind, bytes)))
-            .collect();
-        let mut message = message(link, TBF_HANDLE, TcHandle::ROOT);
-        message.attributes = vec![
-            TcAttribute::Kind("tbf".to_owned()),
-            TcAttribute::Options(options),
-        ];
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(Message::NewQueueDiscipline(message), flags, action)
+        let root = Header {
+            handle: TBF_HANDLE,
+            ..root_of(link)
+        };
+        let mut request = root.request(message::NEW_QDISC);
+        request.text(TCA_KIND, "tbf");
+        request.list(TCA_OPTIONS, |to| {
+            for (kind, bytes) in &options {
+                to.bytes_attribute(*kind, bytes);
+            }
+        });
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE, action)
     }
 
     /// Removes the bound of what a link sends; that there is none, or no such link, is fine.
@@ -152,9 +201,9 @@ impl Netlink {
     /// # Errors
     /// EINVAL when the link's root is of another kind; what the kernel answered.
     pub fn remove_bandwidth(&mut self, link: u32) -> Result<()> {
-        let mut message = message(link, TcHandle::UNSPEC, TcHandle::ROOT);
-        message.attributes = vec![TcAttribute::Kind("tbf".to_owned())];
-        self.remove(message, || format!("delete qdisc of link {link} root tbf"))
+        self.remove(root_of(link), "tbf", || {
+            format!("delete qdisc of link {link} root tbf")
+        })
     }
 
     /// True when what the link sends is bounded so.
@@ -162,24 +211,14 @@ impl Netlink {
     /// # Errors
     /// Not found; what the kernel answered.
     pub fn has_bandwidth(&mut self, link: u32, bandwidth: Bandwidth) -> Result<bool> {
-        let look = Message::GetQueueDiscipline(message(link, TcHandle::UNSPEC, TcHandle::ROOT));
-        let action = || format!("find qdisc of link {link} root");
-        let Message::NewQueueDiscipline(found) = self.query(look, action)? else {
-            return Ok(false);
+        let request = root_of(link).request(message::GET_QDISC);
+        let is_it = |qdisc: &[u8]| {
+            let (_, attributes) = Header::read(qdisc)?;
+            let told = attributes.inside(TCA_OPTIONS);
+            let as_wanted = told.is_some_and(|told| bandwidth.is_told_by(told));
+            Some(as_wanted && is_of_kind(attributes, "tbf"))
         };
-        let parameters = |kind| {
-            found
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    TcAttribute::Options(options) => value_of(options, kind),
-                    _ => None,
-                })
-        };
-        let is_tbf = found
-            .attributes
-            .contains(&TcAttribute::Kind("tbf".to_owned()));
-        Ok(is_tbf && bandwidth.is_told_by(parameters))
+        self.query(request, is_it, || format!("find qdisc of link {link} root"))
     }
 
     /// The link that all that link `from` receives is sent through; none where there is no redirection.
@@ -187,11 +226,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn redirect_of(&mut self, from: u32) -> Result<Option<u32>> {
-        let look = Message::GetTrafficFilter(message(from, TcHandle::UNSPEC, INGRESS_FILTERS));
-        let all = self.dump(look, "list filters", |message| match message {
-            Message::NewTrafficFilter(filter) => redirected_to(&filter),
-            _ => None,
-        })?;
+        let request = filters_of(from).request(message::GET_FILTER);
+        let all = self.dump(request, "list filters", redirected_to)?;
         Ok(all.first().copied())
     }
 
@@ -201,18 +237,13 @@ impl Netlink {
     /// Exists, when the name is that of a link of another kind; what the kernel answered.
     pub fn ensure_ifb(&mut self, name: &IfName, mtu: u32) -> Result<Link> {
         let action = || format!("add link {name} type ifb");
-        let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        message.attributes.extend([
-            LinkAttribute::IfName(name.to_string()),
-            LinkAttribute::Mtu(mtu),
-            LinkAttribute::NumTxQueues(1),
-            LinkAttribute::NumRxQueues(1),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
-        ]);
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.change(Message::NewLink(message), flags, action) {
+        let mut request = attribute::Header::UP.request(message::NEW_LINK);
+        request.text(IFLA_IFNAME, name.as_str());
+        request.native32(IFLA_MTU, mtu);
+        request.native32(IFLA_NUM_TX_QUEUES, 1);
+        request.native32(IFLA_NUM_RX_QUEUES, 1);
+        request.list(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "ifb"));
+        match self.change(request, NLM_F_CREATE | NLM_F_EXCL, action) {
             Err(error) if !error.is_exists() => return Err(error),
             _ => {}
         }
@@ -238,13 +269,10 @@ impl Netlink {
     /// Not found, when one of the links or `u32` or `mirred` is not there; what the kernel answered.
     pub fn ensure_redirect(&mut self, from: u32, to: u32) -> Result<()> {
         self.ensure_ingress(from, "ingress")?;
-        let mut filter = message(from, FILTER_HANDLE, INGRESS_FILTERS);
-        filter.header.info = every_protocol(PRIORITY);
-        filter.attributes = vec![
-            TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
-            TcAttribute::Options(redirect(to)),
-        ];
-        self.change(Message::NewTrafficFilter(filter), NLM_F_CREATE, || {
+        let mut request = redirection_of(from).request(message::NEW_FILTER);
+        request.text(TCA_KIND, "u32");
+        request.list(TCA_OPTIONS, |options| write_redirect(options, to));
+        self.change(request, NLM_F_CREATE, || {
             format!("replace filter of link {from} ingress action redirect to link {to}")
         })
     }
@@ -252,11 +280,10 @@ impl Netlink {
     /// The place for filters of what a link receives. Both kinds, `ingress` and `clsact`, have the same handle, and what is
     /// there serves.
     pub(crate) fn ensure_ingress(&mut self, link: u32, kind: &str) -> Result<()> {
-        let mut ingress = message(link, INGRESS_HANDLE, TcHandle::INGRESS);
-        ingress.attributes = vec![TcAttribute::Kind(kind.to_owned())];
+        let mut request = ingress_of(link).request(message::NEW_QDISC);
+        request.text(TCA_KIND, kind);
         let action = || format!("add qdisc of link {link} {kind}");
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        match self.change(Message::NewQueueDiscipline(ingress), flags, action) {
+        match self.change(request, NLM_F_CREATE | NLM_F_EXCL, action) {
             Err(error) if !error.is_exists() => Err(error),
             _ => Ok(()),
         }
@@ -269,40 +296,35 @@ impl Netlink {
     /// What the kernel answered.
     pub fn remove_redirect(&mut self, from: u32) -> Result<()> {
         if self.redirect_of(from)?.is_some() {
-            let mut filter = message(from, FILTER_HANDLE, INGRESS_FILTERS);
-            filter.header.info = every_protocol(PRIORITY);
-            filter.attributes = vec![TcAttribute::Kind(TcFilterU32::KIND.to_owned())];
+            let mut request = redirection_of(from).request(message::DELETE_FILTER);
+            request.text(TCA_KIND, "u32");
             let action = || format!("delete filter of link {from} ingress");
-            match self.change(Message::DelTrafficFilter(filter), 0, action) {
+            match self.change(request, 0, action) {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
             }
         }
-        let mut ingress = message(from, INGRESS_HANDLE, TcHandle::INGRESS);
-        ingress.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
-        match self.remove(ingress, || format!("delete qdisc of link {from} ingress")) {
+        let action = || format!("delete qdisc of link {from} ingress");
+        match self.remove(ingress_of(from), "ingress", action) {
             // The other kind.
             Err(error) if error.errno() == Errno::INVAL => Ok(()),
             outcome => outcome,
         }
     }
 
-    /// Deletes a qdisc of the kind that the message names.
+    /// Deletes a qdisc of that kind.
     ///
     /// The kernel says EINVAL both when another kind is there and when there is none but the link's default, whose handle
     /// is 0; only the former is an error.
-    fn remove(&mut self, message: TcMessage, action: impl FnOnce() -> String) -> Result<()> {
-        let look = self::message(
-            message.header.index.cast_unsigned(),
-            TcHandle::UNSPEC,
-            message.header.parent,
-        );
-        match self.change(Message::DelQueueDiscipline(message), 0, action) {
+    fn remove(&mut self, qdisc: Header, kind: &str, action: impl FnOnce() -> String) -> Result<()> {
+        let mut request = qdisc.request(message::DELETE_QDISC);
+        request.text(TCA_KIND, kind);
+        match self.change(request, 0, action) {
             Err(error) if error.errno() == Errno::INVAL => {
-                match self.query(Message::GetQueueDiscipline(look), String::new) {
-                    Ok(Message::NewQueueDiscipline(other)) if other.header.handle.major != 0 => {
-                        Err(error)
-                    }
+                let look = Header { handle: 0, ..qdisc }.request(message::GET_QDISC);
+                let handle = |qdisc: &[u8]| Header::read(qdisc).map(|(header, _)| header.handle);
+                match self.query(look, handle, String::new) {
+                    Ok(handle) if handle > u32::from(u16::MAX) => Err(error),
                     _ => Ok(()),
                 }
             }
@@ -312,45 +334,57 @@ impl Netlink {
     }
 }
 
-/// The bytes of a parameter of a queueing discipline that the codec does not know: it then gives all of them as one.
-fn value_of(options: &[TcOption], kind: u16) -> Option<Vec<u8>> {
-    let [TcOption::Other(all)] = options else {
+/// Where a filter of ours sends to.
+fn redirected_to(filter: &[u8]) -> Option<u32> {
+    let (_, attributes) = Header::read(filter)?;
+    if !is_of_kind(attributes, "u32") {
         return None;
-    };
-    let mut bytes = vec![0; all.value_len()];
-    all.emit_value(&mut bytes);
-    NlasIterator::new(bytes.as_slice())
-        .flatten()
-        .find(|parameter| parameter.kind() == kind)
-        .map(|parameter| parameter.value().to_vec())
+    }
+    let mut actions = attributes.inside(TCA_OPTIONS)?.inside(TCA_U32_ACT)?;
+    actions.find_map(|(_, action)| {
+        let action = Attributes(action);
+        let is_mirred = action.find(TCA_ACT_KIND).and_then(text) == Some("mirred");
+        let parameters = action.inside(TCA_ACT_OPTIONS)?.find(TCA_MIRRED_PARMS)?;
+        let redirects = u32_at(parameters, MIRRED_ACTION_AT)? == TCA_EGRESS_REDIR;
+        u32_at(parameters, MIRRED_LINK_AT).filter(|_| is_mirred && redirects)
+    })
 }
 
-/// Where a filter of ours sends to.
-fn redirected_to(filter: &TcMessage) -> Option<u32> {
-    let options = filter
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TcAttribute::Options(options) => Some(options),
-            _ => None,
-        })?;
-    let actions = options.iter().find_map(|option| match option {
-        TcOption::U32(TcFilterU32Option::Action(actions)) => Some(actions),
-        _ => None,
-    })?;
-    let attributes = actions.iter().flat_map(|action| &action.attributes);
-    let options = attributes.filter_map(|attribute| match attribute {
-        TcActionAttribute::Options(options) => Some(options),
-        _ => None,
-    });
-    options.flatten().find_map(|option| match option {
-        TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))
-            if mirror.eaction == TcMirrorActionType::EgressRedir =>
-        {
-            Some(mirror.ifindex)
-        }
-        _ => None,
-    })
+/// What a link sends by.
+fn root_of(link: u32) -> Header {
+    Header {
+        link,
+        parent: ROOT,
+        ..Header::default()
+    }
+}
+
+/// What a link receives by.
+fn ingress_of(link: u32) -> Header {
+    Header {
+        link,
+        handle: INGRESS_HANDLE,
+        parent: INGRESS,
+        info: 0,
+    }
+}
+
+/// All filters of what a link receives.
+pub(crate) fn filters_of(link: u32) -> Header {
+    Header {
+        link,
+        parent: INGRESS_FILTERS,
+        ..Header::default()
+    }
+}
+
+/// Our filter there that redirects.
+fn redirection_of(link: u32) -> Header {
+    Header {
+        handle: FILTER_HANDLE,
+        info: every_protocol(PRIORITY),
+        ..filters_of(link)
+    }
 }
 
 /// `tcm_info` of a filter for frames of every protocol.
@@ -358,40 +392,26 @@ pub(crate) fn every_protocol(priority: u16) -> u32 {
     u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be())
 }
 
-pub(crate) fn message(link: u32, handle: TcHandle, parent: TcHandle) -> TcMessage {
-    let header = TcHeader {
-        index: link.cast_signed(),
-        handle,
-        parent,
-        ..TcHeader::default()
-    };
-    TcMessage::from_parts(header, Vec::new())
-}
-
 /// A u32 filter that every packet matches and that gives it to `link` to send.
-fn redirect(link: u32) -> Vec<TcOption> {
-    let mut selector = TcU32Selector::default();
-    selector.flags = TcU32SelectorFlags::from_bits_retain(TC_U32_TERMINAL);
-    selector.nkeys = 1;
-    selector.keys = vec![TcU32Key::default()];
-
-    let mut mirror = TcMirror::default();
-    mirror.generic.action = TcActionType::Stolen;
-    mirror.eaction = TcMirrorActionType::EgressRedir;
-    mirror.ifindex = link;
-    let mut action = TcAction::default();
-    action.tab = 1;
-    action.attributes = vec![
-        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
-        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
-            mirror,
-        ))]),
-    ];
-    vec![
-        TcOption::U32(TcFilterU32Option::ClassId(TcHandle { major: 1, minor: 1 })),
-        TcOption::U32(TcFilterU32Option::Selector(selector)),
-        TcOption::U32(TcFilterU32Option::Action(vec![action])),
-    ]
+fn write_redirect(to: &mut Encoder, link: u32) {
+    // `struct tc_u32_sel` with one `struct tc_u32_key`, whose mask is 0.
+    let mut selector = [0; 16 + 16];
+    let [flags, _, keys, ..] = &mut selector;
+    (*flags, *keys) = (TC_U32_TERMINAL, 1);
+    let numbers = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, link];
+    to.native32(TCA_U32_CLASSID, CLASS);
+    to.bytes_attribute(TCA_U32_SEL, &selector);
+    to.list(TCA_U32_ACT, |actions| {
+        actions.list(FIRST, |action| {
+            action.text(TCA_ACT_KIND, "mirred");
+            action.nest(TCA_ACT_OPTIONS, |options| {
+                options.bytes_attribute(
+                    TCA_MIRRED_PARMS,
+                    numbers.map(u32::to_ne_bytes).as_flattened(),
+                );
+            });
+        });
+    });
 }
 
 #[cfg(test)]

@@ -7,17 +7,37 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope,
-    RouteType,
-};
-
+use crate::encode::{Attributes, Encoder, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, ip, native32};
 use crate::error::Result;
-use crate::link::family;
+use crate::link::{AF_INET, AF_INET6, family};
 use crate::names::Prefix;
-use crate::netlink::{Message, Netlink};
+use crate::netlink::{Netlink, message, u16_at, u32_at};
+use ipnet::IpNet;
+
+/// Attributes (linux/rtnetlink.h).
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+/// Inside of `RTA_METRICS`.
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
+/// `rtm_type`.
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
+/// `rtm_scope`.
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+/// `rtm_flags`.
+const RTNH_F_ONLINK: u32 = 0x4;
+const RTM_F_CLONED: u32 = 0x200;
+/// `sizeof(struct rtnexthop)`, and where it has its length and its link.
+const NEXT_HOP_HEADER: usize = 8;
+const NEXT_HOP_LINK_AT: usize = 4;
 
 /// Who installed a route (`rtm_protocol`; names in `/etc/iproute2/rt_protos` and `rt_protos.d`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,7 +89,57 @@ pub struct RouteOptions {
 /// The metric that IPv6 routes have when none is given (`IP6_RT_PRIO_USER`).
 const IPV6_METRIC: u32 = 1024;
 /// `RT_TABLE_MAIN`.
-const MAIN_TABLE: u32 = 254;
+const MAIN_TABLE: u8 = 254;
+
+/// What matters of `struct rtmsg`, which is before the attributes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Header {
+    family: u8,
+    /// The length of the destination's prefix.
+    length: u8,
+    table: u8,
+    protocol: u8,
+    scope: u8,
+    kind: u8,
+    flags: u32,
+}
+
+impl Header {
+    /// A request that begins with it.
+    fn request(self, kind: u16) -> Encoder {
+        let mut request = Encoder::request(kind);
+        request.plain(&[self.family, self.length, 0, 0]);
+        request.plain(&[self.table, self.protocol, self.scope, self.kind]);
+        request.plain(&self.flags.to_ne_bytes());
+        request
+    }
+
+    /// Reads it, and gives the attributes behind it.
+    fn read(message: &[u8]) -> Option<(Self, Attributes<'_>)> {
+        let (header, attributes) = message.split_first_chunk::<12>()?;
+        let [
+            family,
+            length,
+            _,
+            _,
+            table,
+            protocol,
+            scope,
+            kind,
+            flags @ ..,
+        ] = *header;
+        let header = Self {
+            family,
+            length,
+            table,
+            protocol,
+            scope,
+            kind,
+            flags: u32::from_ne_bytes(flags),
+        };
+        Some((header, Attributes(attributes)))
+    }
+}
 
 impl fmt::Display for Route {
     /// As one writes it behind `ip route add`, without the link, whose name is not known here.
@@ -123,18 +193,18 @@ impl Netlink {
         let protocol = protocol.into();
         let mut routes = Vec::new();
         for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family(any);
             // The kernel filters by these (strict checking); an older one gives all, hence the second look below.
-            message.header.protocol = protocol.map_or(0, |wanted| wanted.0).into();
-            message.header.table = RouteHeader::RT_TABLE_MAIN;
-            let listed = self.dump(Message::GetRoute(message), "list routes", |message| {
-                let Message::NewRoute(message) = message else {
-                    return None;
-                };
-                let route = read_route(&message)?;
+            let header = Header {
+                family: family(any),
+                table: MAIN_TABLE,
+                protocol: protocol.map_or(0, |wanted| wanted.0),
+                ..Header::default()
+            };
+            let request = header.request(message::GET_ROUTE);
+            let listed = self.dump(request, "list routes", |message| {
+                let route = read_route(message)?;
                 let wanted = protocol.is_none_or(|wanted| route.protocol == wanted);
-                (wanted && route.options.table.is_none()).then(|| by_next_hop(route, &message))
+                (wanted && route.options.table.is_none()).then(|| by_next_hop(route, message))
             })?;
             routes.extend(listed.into_iter().flatten());
         }
@@ -147,11 +217,7 @@ impl Netlink {
     /// Unreachable, or what the kernel answered.
     pub fn route_to(&mut self, ip: IpAddr) -> Result<Route> {
         let action = || format!("find route to {ip}");
-        let answer = self.query(Message::GetRoute(route_query(ip)), action)?;
-        let route = match &answer {
-            Message::NewRoute(route) => read_route(route),
-            _ => None,
-        };
+        let route = self.query(route_query(ip), |route| Some(read_route(route)), action)?;
         route.ok_or_else(|| crate::Error::new(action(), rustix::io::Errno::NETUNREACH))
     }
 
@@ -160,13 +226,10 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered, other than that there is no route.
     pub(crate) fn is_local(&mut self, ip: IpAddr) -> Result<bool> {
-        match self.query(Message::GetRoute(route_query(ip)), || {
-            format!("find route to {ip}")
-        }) {
-            Ok(Message::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
-            Ok(_) => Ok(false),
+        let is_local = |route: &[u8]| Some(Header::read(route)?.0.kind == RTN_LOCAL);
+        match self.query(route_query(ip), is_local, || format!("find route to {ip}")) {
             Err(error) if error.errno() == rustix::io::Errno::NETUNREACH => Ok(false),
-            Err(error) => Err(error),
+            outcome => outcome,
         }
     }
 
@@ -175,8 +238,8 @@ impl Netlink {
     /// # Errors
     /// Exists: there is a route of that destination, table and metric, whosever it is. Or what the kernel answered.
     pub fn add_route(&mut self, route: &Route) -> Result<()> {
-        let message = Message::NewRoute(route_message(route));
-        self.change(message, NLM_F_CREATE | NLM_F_EXCL, || {
+        let request = about(message::NEW_ROUTE, route);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add route {route}")
         })
     }
@@ -187,8 +250,8 @@ impl Netlink {
     /// # Errors
     /// Exists: there is that very route. Or what the kernel answered.
     pub fn add_route_beside_others(&mut self, route: &Route) -> Result<()> {
-        let message = Message::NewRoute(route_message(route));
-        self.change(message, NLM_F_CREATE, || format!("add route {route}"))
+        let request = about(message::NEW_ROUTE, route);
+        self.change(request, NLM_F_CREATE, || format!("add route {route}"))
     }
 
     /// Puts a route in the place of the one with the same destination, table and metric, in one step.
@@ -198,8 +261,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn replace_route(&mut self, route: &Route) -> Result<()> {
-        let message = Message::NewRoute(route_message(route));
-        self.change(message, NLM_F_CREATE | NLM_F_REPLACE, || {
+        let request = about(message::NEW_ROUTE, route);
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE, || {
             format!("replace route {route}")
         })
     }
@@ -209,79 +272,83 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn remove_route(&mut self, route: &Route) -> Result<()> {
-        let message = Message::DelRoute(route_message(route));
-        match self.change(message, 0, || format!("remove route {route}")) {
+        let request = about(message::DELETE_ROUTE, route);
+        match self.change(request, 0, || format!("remove route {route}")) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
     }
 }
 
-fn route_query(ip: IpAddr) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(ip);
-    message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
-    message
-        .attributes
-        .push(RouteAttribute::Destination(route_address(ip)));
-    message
-}
-
-fn route_message(route: &Route) -> RouteMessage {
-    let options = &route.options;
-    let mut message = RouteMessage::default();
-    let header = &mut message.header;
-    header.address_family = family(route.dst.addr());
-    header.destination_prefix_length = route.dst.length();
-    header.protocol = route.protocol.0.into();
-    header.kind = RouteType::Unicast;
-    header.scope = match (options.scope, route.next_hop) {
-        (Some(scope), _) => scope.into(),
-        (None, None) if route.dst.is_ipv4() => RouteScope::Link,
-        (None, _) => RouteScope::Universe,
+fn route_query(ip: IpAddr) -> Encoder {
+    let header = Header {
+        family: family(ip),
+        length: if ip.is_ipv4() { 32 } else { 128 },
+        ..Header::default()
     };
-    let table = options.table.unwrap_or(MAIN_TABLE);
-    header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
-    header.flags.set(RouteFlags::Onlink, options.onlink);
-
-    let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Table(table));
-    if !route.dst.is_default() {
-        attributes.push(RouteAttribute::Destination(route_address(route.dst.addr())));
-    }
-    attributes.extend(
-        route
-            .next_hop
-            .map(|ip| RouteAttribute::Gateway(route_address(ip))),
-    );
-    attributes.extend(route.link.map(RouteAttribute::Oif));
-    attributes.extend(options.metric.map(RouteAttribute::Priority));
-    attributes.extend(
-        options
-            .source
-            .map(|ip| RouteAttribute::PrefSource(route_address(ip))),
-    );
-    let metrics: Vec<_> = options
-        .mtu
-        .map(RouteMetric::Mtu)
-        .into_iter()
-        .chain(options.advmss.map(RouteMetric::Advmss))
-        .collect();
-    if !metrics.is_empty() {
-        attributes.push(RouteAttribute::Metrics(metrics));
-    }
-    message
+    let mut request = header.request(message::GET_ROUTE);
+    request.ip(RTA_DST, ip);
+    request
 }
 
-/// None for what is no unicast route, or a clone that the kernel made of one.
-fn read_route(message: &RouteMessage) -> Option<Route> {
-    let header = &message.header;
-    if header.kind != RouteType::Unicast {
+fn about(kind: u16, route: &Route) -> Encoder {
+    let options = &route.options;
+    let table = options.table.unwrap_or(MAIN_TABLE.into());
+    let header = Header {
+        family: family(route.dst.addr()),
+        length: route.dst.length(),
+        // 0 is none; the attribute has it.
+        table: u8::try_from(table).unwrap_or(0),
+        protocol: route.protocol.0,
+        scope: match (options.scope, route.next_hop) {
+            (Some(scope), _) => scope,
+            (None, None) if route.dst.is_ipv4() => RT_SCOPE_LINK,
+            (None, _) => RT_SCOPE_UNIVERSE,
+        },
+        kind: RTN_UNICAST,
+        flags: if options.onlink { RTNH_F_ONLINK } else { 0 },
+    };
+    let mut request = header.request(kind);
+    request.native32(RTA_TABLE, table);
+    let dst = Some(route.dst.addr()).filter(|_| !route.dst.is_default());
+    let [gateway, source] = [(RTA_GATEWAY, route.next_hop), (RTA_PREFSRC, options.source)];
+    for (kind, value) in [(RTA_DST, dst), gateway, source] {
+        if let Some(ip) = value {
+            request.ip(kind, ip);
+        }
+    }
+    write_numbers(
+        &mut request,
+        [(RTA_OIF, route.link), (RTA_PRIORITY, options.metric)],
+    );
+    if options.mtu.is_some() || options.advmss.is_some() {
+        request.list(RTA_METRICS, |metrics| {
+            write_numbers(
+                metrics,
+                [(RTAX_MTU, options.mtu), (RTAX_ADVMSS, options.advmss)],
+            );
+        });
+    }
+    request
+}
+
+fn write_numbers(to: &mut Encoder, numbers: [(u16, Option<u32>); 2]) {
+    for (kind, value) in numbers {
+        if let Some(number) = value {
+            to.native32(kind, number);
+        }
+    }
+}
+
+/// None for what is no unicast route, or cannot be read.
+pub(crate) fn read_route(message: &[u8]) -> Option<Route> {
+    let (header, attributes) = Header::read(message)?;
+    if header.kind != RTN_UNICAST {
         return None;
     }
-    let any: IpAddr = match header.address_family {
-        netlink_packet_route::AddressFamily::Inet => [0; 4].into(),
-        netlink_packet_route::AddressFamily::Inet6 => [0; 16].into(),
+    let any: IpAddr = match header.family {
+        AF_INET => [0; 4].into(),
+        AF_INET6 => [0; 16].into(),
         _ => return None,
     };
     let mut dst = any;
@@ -289,81 +356,70 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
         dst: Prefix::default_route(any),
         next_hop: None,
         link: None,
-        protocol: RouteProtocol(header.protocol.into()),
+        protocol: RouteProtocol(header.protocol),
         options: RouteOptions {
-            onlink: header.flags.contains(RouteFlags::Onlink),
+            onlink: header.flags & RTNH_F_ONLINK != 0,
             ..RouteOptions::default()
         },
     };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::PrefSource(address) => route.options.source = ip(address),
-            RouteAttribute::Destination(address) => dst = ip(address)?,
-            RouteAttribute::Gateway(address) => route.next_hop = ip(address),
-            RouteAttribute::Oif(index) => route.link = Some(*index),
-            RouteAttribute::Priority(metric) => route.options.metric = Some(*metric),
-            RouteAttribute::Table(table) => route.options.table = Some(*table),
-            RouteAttribute::Metrics(metrics) => metrics.iter().for_each(|metric| match metric {
-                RouteMetric::Mtu(mtu) => route.options.mtu = Some(*mtu),
-                RouteMetric::Advmss(advmss) => route.options.advmss = Some(*advmss),
-                _ => {}
-            }),
+    let options = &mut route.options;
+    for (kind, payload) in attributes {
+        match kind {
+            RTA_PREFSRC => options.source = Some(ip(payload)?),
+            RTA_DST => dst = ip(payload)?,
+            RTA_GATEWAY => route.next_hop = Some(ip(payload)?),
+            RTA_OIF => route.link = Some(native32(payload)?),
+            RTA_PRIORITY => options.metric = Some(native32(payload)?),
+            RTA_TABLE => options.table = Some(native32(payload)?),
+            RTA_METRICS => {
+                for (kind, payload) in Attributes(payload) {
+                    match kind {
+                        RTAX_MTU => options.mtu = Some(native32(payload)?),
+                        RTAX_ADVMSS => options.advmss = Some(native32(payload)?),
+                        _ => {}
+                    }
+                }
+            }
             _ => {}
         }
     }
     // What the kernel says of a route that we gave no metric and no table must compare equal to it.
-    route.options.metric = route
-        .options
-        .metric
-        .filter(|metric| dst.is_ipv4() || *metric != IPV6_METRIC);
-    route.options.table = route.options.table.filter(|table| *table != MAIN_TABLE);
-    let cloned = header.flags.contains(RouteFlags::Cloned);
-    let length = if cloned && dst.is_ipv4() {
-        32
-    } else {
-        header.destination_prefix_length
+    options.metric = { options.metric }.filter(|metric| dst.is_ipv4() || *metric != IPV6_METRIC);
+    options.table = { options.table }.filter(|table| *table != u32::from(MAIN_TABLE));
+    // A clone that the kernel made of a route.
+    let cloned = header.flags & RTM_F_CLONED != 0;
+    let length = match cloned && dst.is_ipv4() {
+        true => 32,
+        false => header.length,
     };
     route.dst = Prefix::containing(IpNet::new(dst, length).ok()?);
     Some(route)
 }
 
 /// The route, or that route through each of its next hops.
-fn by_next_hop(route: Route, message: &RouteMessage) -> Vec<Route> {
-    let hops = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::MultiPath(hops) => Some(hops),
-            _ => None,
-        });
-    let Some(hops) = hops else {
+pub(crate) fn by_next_hop(route: Route, message: &[u8]) -> Vec<Route> {
+    let hops = Header::read(message).and_then(|(_, attributes)| attributes.find(RTA_MULTIPATH));
+    let Some(mut rest) = hops else {
         return vec![route];
     };
-    hops.iter()
-        .map(|hop| Route {
-            next_hop: hop.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Gateway(address) => ip(address),
-                _ => None,
-            }),
-            link: Some(hop.interface_index),
+    let mut routes = Vec::new();
+    while let Some((next_hop, link)) = split_next_hop(&mut rest) {
+        routes.push(Route {
+            next_hop,
+            link: Some(link),
             ..route.clone()
-        })
-        .collect()
+        });
+    }
+    routes
 }
 
-fn route_address(ip: IpAddr) -> RouteAddress {
-    match ip {
-        IpAddr::V4(ip) => RouteAddress::Inet(ip),
-        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
-    }
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
-    }
+/// Splits the first next hop off (`struct rtnexthop` and its attributes): its gateway and its link. None at the end.
+fn split_next_hop(rest: &mut &[u8]) -> Option<(Option<IpAddr>, u32)> {
+    let length = usize::from(u16_at(rest, 0)?);
+    let link = u32_at(rest, NEXT_HOP_LINK_AT)?;
+    let attributes = Attributes(rest.get(NEXT_HOP_HEADER..length)?);
+    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((attributes.find(RTA_GATEWAY).and_then(ip), link))
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ pub unsafe fn run(
     open_standard_descriptors();
     // SAFETY: SIG_IGN is no function of ours, and no other thread exists yet.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    keep_memory();
     let argument = |number| {
         // SAFETY: the caller says that there are that many, and what they point to.
         let text = unsafe { CStr::from_ptr(*arguments.add(number)) };
@@ -47,6 +48,15 @@ pub unsafe fn run(
     };
     let count = usize::try_from(count).unwrap_or_default();
     c_int::from(!program((0..count).map(argument).collect()))
+}
+
+/// What is freed stays with the program, which ends before anybody could make use of it.
+fn keep_memory() {
+    // SAFETY: a number is set.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, c_int::MAX)
+    };
 }
 
 /// All threads take memory from one place, and give it back there. The C library has one for each thread otherwise, and what one

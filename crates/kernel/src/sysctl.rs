@@ -4,12 +4,18 @@
 //! (`net/ipv6/conf/eth0/accept_ra`), because the names of links may hold dots. A container that is not privileged has
 //! `/proc/sys` read-only: there the whole process looks at the host's, mounted elsewhere ([`use_root`]).
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, retry_on_intr};
+
 use crate::error::{Error, Result};
+
+/// Values are shorter, in bytes.
+const VALUE: usize = 4096;
 
 /// Where the parameters are; nothing is `/proc/sys`. It follows from the mounts that the process has, once and for all.
 static ROOT: OnceLock<PathBuf> = OnceLock::new();
@@ -35,11 +41,24 @@ pub fn use_root(root: &Path) -> Result<()> {
 /// The value, without the line's end.
 ///
 /// # Errors
-/// Not found where the kernel has no such parameter (as all of `net/ipv6` without IPv6), or what it answered.
+/// Not found where the kernel has no such parameter (as all of `net/ipv6` without IPv6), or what it answered; EOVERFLOW for a
+/// value of 4096 bytes or more.
 pub fn read(key: &str) -> Result<String> {
-    fs::read_to_string(path(key))
+    whole(&path(key))
         .map(|text| text.trim_end().to_owned())
         .map_err(|error| Error::from_io(format!("read sysctl {key}"), &error))
+}
+
+/// The text of a parameter, by one call: the kernel tells it at once, as far as there is room, and of numbers never the rest
+/// (`do_proc_dointvec`, `proc_do_large_bitmap`).
+fn whole(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let mut text = Vec::with_capacity(VALUE);
+    let length = retry_on_intr(|| rustix::io::read(&file, spare_capacity(&mut text)))?;
+    match length < VALUE {
+        true => String::from_utf8(text).map_err(io::Error::other),
+        false => Err(Errno::OVERFLOW.into()),
+    }
 }
 
 /// Sets the value, whatever it was.
@@ -85,6 +104,16 @@ mod tests {
         ensure("net/ipv4/ip_forward", "1").unwrap();
         write("net/ipv6/conf/dotted.0/accept_ra", "0").unwrap();
         assert_eq!(read("net/ipv6/conf/dotted.0/accept_ra"), Ok("0".into()));
+        let ports = |count: u32| {
+            let ports: Vec<_> = (1..count).map(|port| (2 * port).to_string()).collect();
+            write("net/ipv4/ip_local_reserved_ports", &ports.join(",")).unwrap();
+            ports.join(",")
+        };
+        let many = ports(500);
+        assert_eq!(read("net/ipv4/ip_local_reserved_ports"), Ok(many));
+        ports(2000);
+        let cut = read("net/ipv4/ip_local_reserved_ports").unwrap_err();
+        assert_eq!(cut.errno(), Errno::OVERFLOW);
         let error = write("net/ipv4/conf/none/rp_filter", "1").unwrap_err();
         assert!(error.is_not_found());
         let _other = TestNs::new();

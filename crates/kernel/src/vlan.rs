@@ -3,16 +3,24 @@
 //! A kernel built without `CONFIG_BRIDGE_VLAN_FILTERING` answers all of this with EOPNOTSUPP. A surprise: these requests are
 //! of the family `AF_BRIDGE` and find links by index only.
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{
-    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoData, InfoKind,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
-};
-
+use crate::encode::{Attributes, Encoder, NLM_F_CREATE, NLM_F_EXCL};
 use crate::error::Result;
+use crate::link::AF_BRIDGE;
+use crate::link::attribute::{
+    Header, IFLA_ADDRESS, IFLA_AF_SPEC, IFLA_BR_VLAN_FILTERING, IFLA_EXT_MASK, IFLA_IFNAME,
+    IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
+};
 use crate::names::{IfName, Mac};
-use crate::netlink::{Message, Netlink};
+use crate::netlink::{Netlink, message};
+
+/// `IFLA_BRIDGE_VLAN_INFO` (linux/if_bridge.h), and the flags of `struct bridge_vlan_info`.
+const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+const PVID: u16 = 0x02;
+const UNTAGGED: u16 = 0x04;
+const RANGE_BEGIN: u16 = 0x08;
+const RANGE_END: u16 = 0x10;
+/// `RTEXT_FILTER_BRVLAN` (linux/rtnetlink.h).
+const TELL_VLANS: u32 = 2;
 
 /// VLANs of a bridge port that are next to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,15 +50,11 @@ impl Netlink {
     /// # Errors
     /// EOPNOTSUPP; exists; or what the kernel answered.
     pub fn add_filtering_bridge(&mut self, name: &IfName, mac: Mac) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        message.attributes.extend([
-            LinkAttribute::IfName(name.to_string()),
-            filtering(),
-            LinkAttribute::Address(mac.0.to_vec()),
-        ]);
-        self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
+        let mut request = Header::UP.request(message::NEW_LINK);
+        request.text(IFLA_IFNAME, name.as_str());
+        write_filtering(&mut request);
+        request.bytes_attribute(IFLA_ADDRESS, &mac.0);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add link {name} type bridge vlan_filtering 1")
         })
     }
@@ -60,10 +64,7 @@ impl Netlink {
     /// # Errors
     /// EOPNOTSUPP; not found; or what the kernel answered.
     pub fn filter_vlans(&mut self, bridge: u32) -> Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = bridge;
-        message.attributes.push(filtering());
-        self.change(Message::NewLink(message), 0, || {
+        self.change(filtering_request(bridge), 0, || {
             format!("set link {bridge} type bridge vlan_filtering 1")
         })
     }
@@ -73,8 +74,8 @@ impl Netlink {
     /// # Errors
     /// EOPNOTSUPP, also when the link is no bridge port; not found; or what the kernel answered.
     pub fn add_vlans(&mut self, port: u32, vlans: &[Vlans]) -> Result<()> {
-        let message = Message::SetLink(port_message(port, vlans));
-        self.change(message, 0, || {
+        let request = port_request(message::SET_LINK, port, vlans);
+        self.change(request, 0, || {
             let all: Vec<_> = vlans.iter().map(ToString::to_string).collect();
             format!("add vlan dev {port} {}", all.join(", "))
         })
@@ -90,8 +91,8 @@ impl Netlink {
             last: number,
             untagged: false,
         };
-        let message = Message::DelLink(port_message(port, &[vlan]));
-        match self.change(message, 0, || format!("delete vlan dev {port} {vlan}")) {
+        let request = port_request(message::DELETE_LINK, port, &[vlan]);
+        match self.change(request, 0, || format!("delete vlan dev {port} {vlan}")) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -102,74 +103,80 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn list_vlans(&mut self, port: u32) -> Result<Vec<Vlans>> {
-        let mut message = LinkMessage::default();
-        message.header.interface_family = AddressFamily::Bridge;
-        message
-            .attributes
-            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::Brvlan]));
-        let all = self.dump(
-            Message::GetLink(message),
-            "list vlans",
-            |message| match message {
-                Message::NewLink(link) if link.header.index == port => Some(read_vlans(&link)),
-                _ => None,
-            },
-        )?;
+        let header = Header {
+            family: AF_BRIDGE,
+            ..Header::default()
+        };
+        let mut request = header.request(message::GET_LINK);
+        request.native32(IFLA_EXT_MASK, TELL_VLANS);
+        let all = self.dump(request, "list vlans", |link| {
+            let (header, attributes) = Header::read(link)?;
+            (header.index == port).then(|| read_vlans(attributes))
+        })?;
         Ok(all.into_iter().flatten().collect())
     }
 }
 
-fn filtering() -> LinkAttribute {
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Bridge),
-        LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])),
-    ])
+fn write_filtering(to: &mut Encoder) {
+    to.list(IFLA_LINKINFO, |info| {
+        info.text(IFLA_INFO_KIND, "bridge");
+        info.list(IFLA_INFO_DATA, |bridge| {
+            bridge.byte(IFLA_BR_VLAN_FILTERING, 1)
+        });
+    });
 }
 
-fn port_message(port: u32, vlans: &[Vlans]) -> LinkMessage {
-    let one = |flags, vid| AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid });
-    let infos = vlans.iter().flat_map(|vlans| {
-        let (none, begin, end) = (
-            BridgeVlanInfoFlags::empty(),
-            BridgeVlanInfoFlags::RangeBegin,
-            BridgeVlanInfoFlags::RangeEnd,
-        );
-        let untagged = BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged;
-        match vlans {
-            Vlans {
-                first,
-                untagged: true,
-                ..
-            } => vec![one(untagged, *first)],
-            Vlans { first, last, .. } if first == last => vec![one(none, *first)],
-            Vlans { first, last, .. } => vec![one(begin, *first), one(end, *last)],
+fn filtering_request(bridge: u32) -> Encoder {
+    let header = Header {
+        index: bridge,
+        ..Header::default()
+    };
+    let mut request = header.request(message::NEW_LINK);
+    write_filtering(&mut request);
+    request
+}
+
+fn port_request(kind: u16, port: u32, vlans: &[Vlans]) -> Encoder {
+    let header = Header {
+        family: AF_BRIDGE,
+        index: port,
+        ..Header::default()
+    };
+    let mut request = header.request(kind);
+    request.list(IFLA_AF_SPEC, |bridge| {
+        let mut one = |flags: u16, number: u16| {
+            let ([a, b], [c, d]) = (flags.to_ne_bytes(), number.to_ne_bytes());
+            bridge.bytes_attribute(IFLA_BRIDGE_VLAN_INFO, &[a, b, c, d]);
+        };
+        for vlans in vlans {
+            match vlans {
+                Vlans {
+                    first,
+                    untagged: true,
+                    ..
+                } => one(PVID | UNTAGGED, *first),
+                Vlans { first, last, .. } if first == last => one(0, *first),
+                Vlans { first, last, .. } => {
+                    one(RANGE_BEGIN, *first);
+                    one(RANGE_END, *last);
+                }
+            }
         }
     });
-    let mut message = LinkMessage::default();
-    message.header.interface_family = AddressFamily::Bridge;
-    message.header.index = port;
-    message
-        .attributes
-        .push(LinkAttribute::AfSpecBridge(infos.collect()));
-    message
+    request
 }
 
-fn read_vlans(message: &LinkMessage) -> Vec<Vlans> {
-    let specs = message
-        .attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            LinkAttribute::AfSpecBridge(specs) => Some(specs),
-            _ => None,
-        });
-    let infos = specs.flatten().filter_map(|spec| match spec {
-        AfSpecBridge::VlanInfo(info) => Some(Vlans {
-            first: info.vid,
-            last: info.vid,
-            untagged: info
-                .flags
-                .contains(BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged),
-        }),
+fn read_vlans(attributes: Attributes<'_>) -> Vec<Vlans> {
+    let all = attributes.inside(IFLA_AF_SPEC).unwrap_or(Attributes(&[]));
+    let infos = all.filter_map(|(kind, payload)| match (kind, payload) {
+        (IFLA_BRIDGE_VLAN_INFO, [a, b, c, d]) => {
+            let (flags, number) = (u16::from_ne_bytes([*a, *b]), u16::from_ne_bytes([*c, *d]));
+            Some(Vlans {
+                first: number,
+                last: number,
+                untagged: flags & (PVID | UNTAGGED) == PVID | UNTAGGED,
+            })
+        }
         _ => None,
     });
     infos.collect()
@@ -179,7 +186,6 @@ fn read_vlans(message: &LinkMessage) -> Vec<Vlans> {
 mod tests {
     use std::process::Command;
 
-    use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
     use rustix::io::Errno;
 
     use super::*;
@@ -197,12 +203,8 @@ mod tests {
     };
 
     /// The payload of a message, behind its header of 16 bytes.
-    fn bytes(message: Message) -> Vec<u8> {
-        let mut packet = NetlinkMessage::new(Default::default(), NetlinkPayload::from(message));
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        bytes.split_off(16)
+    fn bytes(request: &Encoder) -> Vec<u8> {
+        request.bytes()[16..].to_vec()
     }
 
     /// `struct ifinfomsg` of that family and index, and the attributes.
@@ -220,7 +222,7 @@ mod tests {
         // bridge vlan add vid 7 pvid untagged
         let expected = payload(AF_BRIDGE, 9, &[12, 0, 26, 0, 8, 0, 2, 0, 6, 0, 7, 0]);
         assert_eq!(
-            bytes(Message::SetLink(port_message(9, &[ACCESS]))),
+            bytes(&port_request(message::SET_LINK, 9, &[ACCESS])),
             expected
         );
         // bridge vlan add vid 10-12
@@ -228,7 +230,10 @@ mod tests {
             20, 0, 26, 0, 8, 0, 2, 0, 8, 0, 10, 0, 8, 0, 2, 0, 16, 0, 12, 0,
         ];
         let expected = payload(AF_BRIDGE, 9, &expected);
-        assert_eq!(bytes(Message::SetLink(port_message(9, &[TRUNK]))), expected);
+        assert_eq!(
+            bytes(&port_request(message::SET_LINK, 9, &[TRUNK])),
+            expected
+        );
         // bridge vlan del vid 1
         let one = Vlans {
             first: 1,
@@ -236,15 +241,15 @@ mod tests {
             untagged: false,
         };
         let expected = payload(AF_BRIDGE, 9, &[12, 0, 26, 0, 8, 0, 2, 0, 0, 0, 1, 0]);
-        assert_eq!(bytes(Message::DelLink(port_message(9, &[one]))), expected);
+        assert_eq!(
+            bytes(&port_request(message::DELETE_LINK, 9, &[one])),
+            expected
+        );
         // ip link set type bridge vlan_filtering 1
-        let mut message = LinkMessage::default();
-        message.header.index = 9;
-        message.attributes.push(filtering());
         let data = [12, 0, 2, 0, 5, 0, 7, 0, 1, 0, 0, 0];
         let kind = [&[10, 0, 1, 0][..], b"bridge", &[0, 0]].concat();
         // The kind is a text with or without its final NUL (`nla_strscpy`).
-        let seen = bytes(Message::NewLink(message));
+        let seen = bytes(&filtering_request(9));
         let (head, rest) = seen.split_at(16);
         assert_eq!(head, payload(0, 9, &[]));
         assert_eq!(&rest[2..4], &[18, 0]);

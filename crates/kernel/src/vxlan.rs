@@ -4,20 +4,27 @@
 //! is the whole truth about where frames go. A surprise: a device has an underlay of one family, that of its own address,
 //! and a table entry that names an address of the other is taken and then drops what is sent by it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage,
+use crate::encode::{
+    Attributes, Encoder, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, byte, ip, native32,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-
 use crate::error::Result;
+use crate::link::AF_BRIDGE;
+use crate::link::attribute::{
+    Header, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU,
+};
 use crate::names::{IfName, Mac};
-use crate::netlink::{Message, Netlink};
+use crate::neighbour::{self, NDA_DST, NDA_LLADDR, NTF_SELF, NUD_PERMANENT};
+use crate::netlink::{Netlink, message};
+
+/// Attributes of a VXLAN device (linux/if_link.h).
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
+const IFLA_VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
 
 /// What cannot be changed about a VXLAN device, or is not worth it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,17 +100,17 @@ impl Netlink {
     /// kind has the port; EOPNOTSUPP where the kernel has no VXLAN; what the kernel answered.
     pub fn add_vxlan(&mut self, device: &VxlanDevice<'_>) -> Result<()> {
         let VxlanDevice { name, mac, mtu, .. } = device;
-        let mut message = LinkMessage::default();
-        message.attributes.extend([
-            LinkAttribute::IfName(name.to_string()),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Vxlan),
-                LinkInfo::Data(InfoData::Vxlan(parameters(&device.vxlan))),
-            ]),
-            LinkAttribute::Address(mac.0.to_vec()),
-        ]);
-        message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-        self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, || {
+        let mut request = Header::default().request(message::NEW_LINK);
+        request.text(IFLA_IFNAME, name.as_str());
+        request.list(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "vxlan");
+            info.list(IFLA_INFO_DATA, |data| write_vxlan(data, &device.vxlan));
+        });
+        request.bytes_attribute(IFLA_ADDRESS, &mac.0);
+        if let Some(mtu) = mtu {
+            request.native32(IFLA_MTU, *mtu);
+        }
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add link {name} type vxlan {}", device.vxlan)
         })
     }
@@ -113,14 +120,16 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn list_fdb(&mut self, link: u32) -> Result<Vec<FdbEntry>> {
-        let mut request = NeighbourMessage::default();
-        request.header.family = AddressFamily::Bridge;
-        // The kernel filters by it (strict checking); an older one gives all, hence the second look below.
-        request.header.ifindex = link;
-        let request = Message::GetNeighbour(request);
-        self.dump(request, "list forwarding table", |message| match message {
-            Message::NewNeighbour(entry) if entry.header.ifindex == link => read_entry(&entry),
-            _ => None,
+        // The kernel filters by the link (strict checking); an older one gives all, hence the second look below.
+        let header = neighbour::Header {
+            family: AF_BRIDGE,
+            link,
+            ..neighbour::Header::default()
+        };
+        let request = header.request(message::GET_NEIGHBOUR);
+        self.dump(request, "list forwarding table", |entry| {
+            let (header, attributes) = neighbour::Header::read(entry)?;
+            read_entry(attributes).filter(|_| header.link == link)
         })
     }
 
@@ -129,9 +138,9 @@ impl Netlink {
     /// # Errors
     /// Not found; what the kernel answered.
     pub fn replace_fdb_entry(&mut self, link: u32, entry: FdbEntry) -> Result<()> {
-        let message = Message::NewNeighbour(entry_message(link, entry));
+        let request = about(message::NEW_NEIGHBOUR, link, entry);
         let FdbEntry { mac, remote } = entry;
-        self.change(message, NLM_F_CREATE | NLM_F_REPLACE, || {
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE, || {
             format!("replace fdb entry {mac} dev {link} dst {remote}")
         })
     }
@@ -141,9 +150,9 @@ impl Netlink {
     /// # Errors
     /// What the kernel answered.
     pub fn remove_fdb_entry(&mut self, link: u32, entry: FdbEntry) -> Result<()> {
-        let message = Message::DelNeighbour(entry_message(link, entry));
+        let request = about(message::DELETE_NEIGHBOUR, link, entry);
         let FdbEntry { mac, remote } = entry;
-        match self.change(message, 0, || {
+        match self.change(request, 0, || {
             format!("remove fdb entry {mac} dev {link} dst {remote}")
         }) {
             Err(error) if !error.is_not_found() => Err(error),
@@ -152,81 +161,59 @@ impl Netlink {
     }
 }
 
-fn parameters(vxlan: &Vxlan) -> Vec<InfoVxlan> {
-    let mut data = vec![
-        InfoVxlan::Id(vxlan.vni),
-        InfoVxlan::Port(vxlan.port),
-        InfoVxlan::Learning(vxlan.learning),
-    ];
+fn write_vxlan(to: &mut Encoder, vxlan: &Vxlan) {
+    to.native32(IFLA_VXLAN_ID, vxlan.vni);
+    to.bytes_attribute(IFLA_VXLAN_PORT, &vxlan.port.to_be_bytes());
+    to.byte(IFLA_VXLAN_LEARNING, vxlan.learning.into());
     match vxlan.local {
-        Some(IpAddr::V4(local)) => data.push(InfoVxlan::Local(local)),
-        Some(IpAddr::V6(local)) => {
-            data.extend([InfoVxlan::Local6(local), InfoVxlan::UDPZeroCsumRX(true)]);
+        Some(local @ IpAddr::V4(_)) => to.ip(IFLA_VXLAN_LOCAL, local),
+        Some(local @ IpAddr::V6(_)) => {
+            to.ip(IFLA_VXLAN_LOCAL6, local);
+            to.byte(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, 1);
         }
         None => {}
     }
-    data
 }
 
-/// What the kernel says of a VXLAN device.
-pub(crate) fn read_vxlan(data: &[InfoVxlan]) -> Vxlan {
+/// What the kernel says of a VXLAN device; none when it cannot be read.
+pub(crate) fn read_vxlan(data: Attributes<'_>) -> Option<Vxlan> {
     let mut vxlan = Vxlan {
         vni: 0,
         port: 0,
         local: None,
         learning: false,
     };
-    for info in data {
-        match info {
-            InfoVxlan::Id(vni) => vxlan.vni = *vni,
-            InfoVxlan::Port(port) => vxlan.port = *port,
-            InfoVxlan::Learning(on) => vxlan.learning = *on,
-            InfoVxlan::Local(local) => vxlan.local = Some((*local).into()),
-            InfoVxlan::Local6(local) => vxlan.local = Some((*local).into()),
+    for (kind, payload) in data {
+        match kind {
+            IFLA_VXLAN_ID => vxlan.vni = native32(payload)?,
+            IFLA_VXLAN_PORT => vxlan.port = u16::from_be_bytes(payload.try_into().ok()?),
+            IFLA_VXLAN_LEARNING => vxlan.learning = byte(payload)? != 0,
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => vxlan.local = Some(ip(payload)?),
             _ => {}
         }
     }
-    vxlan
+    Some(vxlan)
 }
 
-fn entry_message(link: u32, entry: FdbEntry) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = link;
-    message.header.state = NeighbourState::Permanent;
-    // In the device's own table, not in that of a bridge that it may be a port of.
-    message.header.flags = NeighbourFlags::Own;
-    message.attributes = vec![
-        NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()),
-        NeighbourAttribute::Destination(entry.remote.into()),
-    ];
-    message
+/// A request about an entry in the device's own table, not in that of a bridge that it may be a port of.
+fn about(kind: u16, link: u32, entry: FdbEntry) -> Encoder {
+    let header = neighbour::Header {
+        family: AF_BRIDGE,
+        link,
+        state: NUD_PERMANENT,
+        flags: NTF_SELF,
+    };
+    let mut request = header.request(kind);
+    request.bytes_attribute(NDA_LLADDR, &entry.mac.0);
+    request.ip(NDA_DST, entry.remote);
+    request
 }
 
-fn read_entry(message: &NeighbourMessage) -> Option<FdbEntry> {
-    let (mut mac, mut remote) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = bytes.as_slice().try_into().ok().map(Mac);
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                remote = address(bytes);
-            }
-            _ => {}
-        }
-    }
+fn read_entry(attributes: Attributes<'_>) -> Option<FdbEntry> {
     Some(FdbEntry {
-        mac: mac?,
-        remote: remote?,
+        mac: attributes.find(NDA_LLADDR)?.try_into().ok().map(Mac)?,
+        remote: ip(attributes.find(NDA_DST)?)?,
     })
-}
-
-/// An address whose family only its length tells.
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(|bytes| Ipv4Addr::from(bytes).into());
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| Ipv6Addr::from(bytes).into()))
-        .ok()
 }
 
 #[cfg(test)]

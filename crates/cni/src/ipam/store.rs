@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::directory::{Directory, errno_of};
+use super::directory::Directory;
 use super::error::IpamError;
 use super::format::{owner_text, parse_address, parse_owner, parse_record_name, record_name};
 use super::queue::{self, Queue};
@@ -34,21 +34,20 @@ const ATTEMPTS: usize = 16;
 
 /// A file of any of these names says that host-local has worked here: our own mark, and what it makes itself.
 pub(super) const MARKS_OF_HOST_LOCAL: [&str; 2] = ["adopted", "last_reserved_ip.0"];
-/// Where the kernel says which boot this is.
+/// Where the kernel says which boot this is, and as which parameter.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const BOOT_ID_KEY: &str = "kernel/random/boot_id";
 
 /// The identity of the present boot.
 ///
 /// # Errors
 /// When procfs does not say.
 pub fn boot_id() -> Result<String, IpamError> {
-    let fault = |err| IpamError::Io {
+    podspan_kernel::sysctl::read(BOOT_ID_KEY).map_err(|error| IpamError::Io {
         operation: "read",
         path: BOOT_ID.into(),
-        errno: errno_of(&err),
-    };
-    let text = std::fs::read_to_string(BOOT_ID).map_err(fault)?;
-    Ok(text.trim().to_owned())
+        errno: error.errno(),
+    })
 }
 
 /// An address with an address file.

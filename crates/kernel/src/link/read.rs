@@ -1,29 +1,35 @@
-//! What the kernel says of a link, read. An attribute that is not known is passed over.
+//! What the kernel says of a link, read. An attribute that is not known is passed over; a link with one that is known and
+//! cannot be read is none.
 
-use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+use super::attribute::{
+    Header, IFF_ALLMULTI, IFF_PROMISC, IFF_UP, IFLA_ADDRESS, IFLA_BR_NF_CALL_IP6TABLES,
+    IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_VLAN_DEFAULT_PVID, IFLA_BR_VLAN_FILTERING,
+    IFLA_BRPORT_ISOLATED, IFLA_BRPORT_LEARNING, IFLA_BRPORT_MODE, IFLA_BRPORT_UNICAST_FLOOD,
+    IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA,
+    IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_TXQLEN,
 };
-
 use super::{BridgeVlans, Link};
+use crate::encode::{Attributes, byte, native16, native32, text};
 use crate::names::Mac;
 use crate::vxlan::read_vxlan;
 
 /// The link that a message is about.
-pub(super) fn read_link(message: LinkMessage) -> Link {
+pub(crate) fn read_link(message: &[u8]) -> Option<Link> {
+    let (header, attributes) = Header::read(message)?;
+    let has = |flag: u32| header.flags & flag != 0;
     let mut link = Link {
-        index: message.header.index,
+        index: header.index,
         name: String::new(),
         mac: None,
         mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up),
+        up: has(IFF_UP),
         kind: None,
         alias: None,
         master: None,
         hairpin: false,
         peer: None,
-        promiscuous: message.header.flags.contains(LinkFlags::Promisc),
-        all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
+        promiscuous: has(IFF_PROMISC),
+        all_multicast: has(IFF_ALLMULTI),
         tx_queue_length: 0,
         vlans: BridgeVlans::default(),
         vxlan: None,
@@ -32,53 +38,61 @@ pub(super) fn read_link(message: LinkMessage) -> Link {
         learning: false,
         flood: false,
     };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::IfAlias(alias) => link.alias = Some(alias).filter(|a| !a.is_empty()),
-            LinkAttribute::Link(index) => link.peer = Some(index).filter(|i| *i != 0),
-            LinkAttribute::TxQueueLen(length) => link.tx_queue_length = length,
-            LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
-            LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| match info {
-                LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
-                LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
-                    link.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
-                    link.isolated = port.contains(&InfoBridgePort::Isolated(true));
-                    link.learning = port.contains(&InfoBridgePort::Learning(true));
-                    link.flood = port.contains(&InfoBridgePort::UnicastFlood(true));
+    for (kind, payload) in attributes {
+        match kind {
+            IFLA_IFNAME => link.name = text(payload)?.to_owned(),
+            IFLA_ADDRESS => link.mac = payload.try_into().ok().map(Mac),
+            IFLA_MTU => link.mtu = native32(payload)?,
+            IFLA_IFALIAS => link.alias = Some(text(payload)?.to_owned()).filter(|a| !a.is_empty()),
+            IFLA_LINK => link.peer = Some(native32(payload)?).filter(|index| *index != 0),
+            IFLA_TXQLEN => link.tx_queue_length = native32(payload)?,
+            IFLA_MASTER => link.master = Some(native32(payload)?).filter(|index| *index != 0),
+            IFLA_LINKINFO => read_info(&mut link, Attributes(payload))?,
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// What kind of link it is, and what is told only of that kind. The kernel tells the kind first.
+fn read_info(link: &mut Link, info: Attributes<'_>) -> Option<()> {
+    let mut port_of = None;
+    for (kind, payload) in info {
+        match kind {
+            IFLA_INFO_KIND => link.kind = Some(text(payload)?.to_owned()),
+            IFLA_INFO_SLAVE_KIND => port_of = text(payload),
+            IFLA_INFO_DATA => match link.kind.as_deref() {
+                Some("bridge") => {
+                    (link.vlans, link.netfilter) = read_bridge(Attributes(payload))?;
                 }
-                LinkInfo::Data(InfoData::Bridge(bridge)) => {
-                    link.vlans = read_vlans(&bridge);
-                    link.netfilter = read_netfilter(&bridge);
-                }
-                LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(read_vxlan(&data)),
+                Some("vxlan") => link.vxlan = Some(read_vxlan(Attributes(payload))?),
                 _ => {}
-            }),
+            },
+            IFLA_INFO_SLAVE_DATA if port_of == Some("bridge") => {
+                let port = Attributes(payload);
+                link.hairpin = port.is_on(IFLA_BRPORT_MODE);
+                link.isolated = port.is_on(IFLA_BRPORT_ISOLATED);
+                link.learning = port.is_on(IFLA_BRPORT_LEARNING);
+                link.flood = port.is_on(IFLA_BRPORT_UNICAST_FLOOD);
+            }
             _ => {}
         }
     }
-    link
+    Some(())
 }
 
-fn read_vlans(bridge: &[InfoBridge]) -> BridgeVlans {
-    let mut vlans = BridgeVlans::default();
-    for info in bridge {
-        match info {
-            InfoBridge::VlanFiltering(on) => vlans.filtered = *on,
-            InfoBridge::VlanDefaultPvid(number) => vlans.default = *number,
+/// What a bridge does about VLANs, and whether its packets pass the filters of IP: when they pass those of both families.
+fn read_bridge(bridge: Attributes<'_>) -> Option<(BridgeVlans, Option<bool>)> {
+    let (mut vlans, mut netfilter) = (BridgeVlans::default(), None);
+    for (kind, payload) in bridge {
+        match kind {
+            IFLA_BR_VLAN_FILTERING => vlans.filtered = byte(payload)? != 0,
+            IFLA_BR_VLAN_DEFAULT_PVID => vlans.default = native16(payload)?,
+            IFLA_BR_NF_CALL_IPTABLES | IFLA_BR_NF_CALL_IP6TABLES => {
+                netfilter = Some(byte(payload)? != 0 && netfilter.unwrap_or(true));
+            }
             _ => {}
         }
     }
-    vlans
-}
-
-/// True when both families are filtered.
-fn read_netfilter(bridge: &[InfoBridge]) -> Option<bool> {
-    let calls = bridge.iter().filter_map(|info| match info {
-        InfoBridge::NfCallIpTables(on) | InfoBridge::NfCallIp6Tables(on) => Some(*on),
-        _ => None,
-    });
-    calls.reduce(|both, on| both && on)
+    Some((vlans, netfilter))
 }

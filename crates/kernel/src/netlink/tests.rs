@@ -1,10 +1,7 @@
 //! Answers that make no sense: by hand, and by the thousand. They come through the socket, from another one in the same
 //! namespace, and are there before the kernel's own.
 
-use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::LinkMessage;
-use netlink_packet_route::route::RouteMessage;
-use netlink_packet_route::tc::TcMessage;
+mod codec;
 
 use super::*;
 use crate::testing::TestNs;
@@ -74,6 +71,13 @@ fn names() -> [IfName; 3] {
     ["br0", "veth0", "veth1"].map(|name| name.parse().unwrap())
 }
 
+/// A request of that kind, with nothing in it but a header of so many bytes.
+fn question(kind: u16, header: usize) -> Encoder {
+    let mut question = Encoder::request(kind);
+    question.plain(&vec![0; header]);
+    question
+}
+
 /// A namespace with one of everything, and what the kernel answers about it.
 fn corpus(ns: &TestNs) -> Vec<Vec<u8>> {
     let mut netlink = Netlink::open().unwrap();
@@ -102,6 +106,7 @@ fn corpus(ns: &TestNs) -> Vec<Vec<u8>> {
         "route add 10.3.0.0/16 nexthop via 10.1.0.8 nexthop via 10.1.0.9",
         "-6 route add fd01::/64 via fd00::9",
         "neigh add 10.1.0.7 lladdr 0a:00:00:00:00:01 dev br0",
+        "link add vx0 type vxlan id 7 dstport 4789 local 10.1.0.1 nolearning",
     ] {
         ns.ip(command);
     }
@@ -111,21 +116,23 @@ fn corpus(ns: &TestNs) -> Vec<Vec<u8>> {
     };
     netlink.ensure_bandwidth(bridge, rate).unwrap();
     let questions = [
-        Message::GetLink(LinkMessage::default()),
-        Message::GetAddress(AddressMessage::default()),
-        Message::GetRoute(RouteMessage::default()),
-        Message::GetQueueDiscipline(TcMessage::default()),
+        (message::GET_LINK, 16),
+        (message::GET_ADDRESS, 8),
+        (message::GET_ROUTE, 12),
+        (message::GET_NEIGHBOUR, 12),
+        (message::GET_QDISC, 20),
     ];
     let mut corpus = Vec::new();
-    for question in questions {
-        netlink.send(question, NLM_F_DUMP).ok().unwrap();
+    for (kind, header) in questions {
+        let mut question = question(kind, header);
+        netlink.send(&mut question, NLM_F_DUMP).ok().unwrap();
         while receive_datagram(&netlink.socket, &mut netlink.buffer).is_ok() {
             corpus.push(netlink.buffer.clone());
         }
     }
     // A refusal with words, and an acknowledgement.
-    let nobody = Message::DelLink(LinkMessage::default());
-    netlink.send(nobody, NLM_F_ACK).ok().unwrap();
+    let mut nobody = question(message::DELETE_LINK, 16);
+    netlink.send(&mut nobody, NLM_F_ACK).ok().unwrap();
     receive_datagram(&netlink.socket, &mut netlink.buffer)
         .ok()
         .unwrap();
@@ -139,13 +146,17 @@ fn corpus(ns: &TestNs) -> Vec<Vec<u8>> {
 fn ask(netlink: &mut Netlink, dice: &mut Dice) {
     let [br0, veth0, _] = names();
     let anywhere = || "10.2.0.1".parse().unwrap();
-    match dice.below(7) {
+    match dice.below(11) {
         0 => drop(netlink.list_links()),
         1 => drop(netlink.list_addresses()),
         2 => drop(netlink.list_routes(None)),
         3 => drop(netlink.route_to(anywhere())),
         4 => drop(netlink.is_local(anywhere())),
         5 => drop(netlink.link(&br0).map(|link| link.to_owned())),
+        6 => drop(netlink.reachability(1, anywhere())),
+        7 => drop(netlink.list_fdb(1)),
+        8 => drop(netlink.redirect_of(1)),
+        9 => drop(netlink.classifier(1)),
         _ => drop(netlink.set_link(&veth0, crate::LinkChange::default())),
     }
 }

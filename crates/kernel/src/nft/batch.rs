@@ -1,17 +1,17 @@
 //! A transaction being written down: all of it happens, or nothing.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
-
 use super::chain::Chain;
 use super::counter::Counter;
 use super::element::{Element, encode_list};
-use super::encode::{Encoder, Header};
 use super::listing::Generation;
 use super::message;
 use super::ranges::AddressRange;
 use super::rule::Rule;
 use super::set::Set;
 use super::{SUBSYSTEM, Table};
+use crate::encode::{
+    Encoder, Header, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+};
 
 /// `NFNL_MSG_BATCH_BEGIN` (linux/netfilter/nfnetlink.h).
 const BATCH_BEGIN: u16 = 0x10;

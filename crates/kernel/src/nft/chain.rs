@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use netlink_packet_core::NLM_F_REQUEST;
-
 use super::element::{UDATA_COMMENT, encode_comment, read_user_data};
-use super::encode::{Attributes, Encoder, Header};
 use super::{Family, Table};
+use crate::encode::{Attributes, Encoder, Header, NLM_F_REQUEST};
 use crate::netlink::u32_at;
 
 /// The attributes of a chain (`enum nft_chain_attributes`, linux/netfilter/nf_tables.h).

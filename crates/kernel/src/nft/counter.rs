@@ -5,12 +5,10 @@
 
 use std::fmt;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
-
 use super::element::{UDATA_COMMENT, encode_comment, read_user_data};
-use super::encode::{Attributes, Encoder, Header};
 use super::listing::text;
 use super::{Nft, Table, message};
+use crate::encode::{Attributes, Encoder, Header, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::error::Result;
 
 /// `NFT_OBJECT_COUNTER` (linux/netfilter/nf_tables.h).

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::chain::Verdict;
-use super::encode::{Attributes, DATA_VALUE, Encoder, LIST_ELEM};
 use super::set::{Holds, Set};
 use super::value::{Value, concatenate, read_values, text};
+use crate::encode::{Attributes, DATA_VALUE, Encoder, LIST_ELEM};
 use crate::names::Prefix;
 use crate::netlink::u32_at;
 

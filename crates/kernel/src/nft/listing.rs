@@ -4,7 +4,6 @@
 //! is read wherever `nft` or `iptables-nft` may have put it, because a rule that was saved and restored by the latter has
 //! moved its comment. Surprise: the kernel lists an unknown chain as an empty one; [`Nft::has_chain`] tells them apart.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use rustix::io::Errno;
 
 use super::batch::Batch;
@@ -13,10 +12,10 @@ use super::element::{UDATA_COMMENT, read_user_data};
 use super::rule::{EXPR_DATA, EXPR_NAME};
 use super::value::Type;
 use super::{Family, Nft, Table, message};
+use crate::encode::{Attributes, DATA_VALUE, Header, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::error::Result;
 use crate::names::IfName;
 use crate::netlink::{Refusal, u32_at};
-use crate::nfnetlink::encode::{Attributes, DATA_VALUE, Header};
 
 /// How often others may come between a look and its change.
 const SETTLE_TRIES: usize = 100;

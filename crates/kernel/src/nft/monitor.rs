@@ -6,8 +6,8 @@
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::io::Errno;
 
-use super::encode::Attributes;
 use super::{Family, message};
+use crate::encode::Attributes;
 use crate::error::{Error, Result};
 use crate::netlink::{RECEIVE_BUFFER, Refusal, split_message};
 

@@ -12,10 +12,10 @@ use rustix::io::Errno;
 use super::Nft;
 use super::element::{Element, read_keys};
 use super::set::Set;
+use crate::encode::Attributes;
 use crate::error::Result;
 use crate::names::Prefix;
 use crate::netlink::{DUMP_TRIES, Refusal};
-use crate::nfnetlink::encode::Attributes;
 
 /// Addresses of one family, from the first to the last, which belongs to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

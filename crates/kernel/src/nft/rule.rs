@@ -10,10 +10,10 @@ use super::Family;
 use super::chain::{Chain, Verdict};
 use super::counter::{Counter, OBJECT_COUNTER};
 use super::element::encode_comment;
-use super::encode::{Encoder, LIST_ELEM};
 use super::field::{Field, Layer, Source};
 use super::set::{Holds, Set};
 use super::value::{REGISTER, Type, Value, padded};
+use crate::encode::{Encoder, LIST_ELEM};
 
 /// `NFT_REG_VERDICT` (linux/netfilter/nf_tables.h).
 const REG_VERDICT: u32 = 0;

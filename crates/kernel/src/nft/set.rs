@@ -2,12 +2,10 @@
 
 use std::fmt;
 
-use netlink_packet_core::NLM_F_REQUEST;
-
 use super::Table;
 use super::element::{UserData, read_user_data};
-use super::encode::{Attributes, Encoder, Header, LIST_ELEM};
 use super::value::{Type, total_length, type_number};
+use crate::encode::{Attributes, Encoder, Header, LIST_ELEM, NLM_F_REQUEST};
 
 /// `NFT_SET_INTERVAL` (linux/netfilter/nf_tables.h).
 const SET_INTERVAL: u32 = 0x4;

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::*;
 use crate::Netns;
+use crate::encode::Encoder;
 use crate::netlink::tests::{Impostor, message, nearly};
 use crate::netlink::{RECEIVE_BUFFER, receive_datagram};
-use crate::nfnetlink::encode::Encoder;
 use crate::testing::TestNs;
 use crate::testing::fuzz::{self, Dice};
 

@@ -1,10 +1,26 @@
-//! Netlink messages and attributes as bytes, out and in.
+//! Netlink messages and attributes as bytes, out and in. It knows no message: what the numbers mean is the affair of the
+//! rooms that write and read them.
 //!
-//! Numbers in netfilter's attributes are big-endian, unlike rtnetlink's. A length that a header field cannot hold is
-//! written as the largest one, which the kernel refuses; nothing is cut silently.
+//! Numbers in netfilter's attributes are big-endian, rtnetlink's are as the machine has them. A length that a header field
+//! cannot hold is written as the largest one, which the kernel refuses; nothing is cut silently.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::netlink::{u16_at, u32_at};
 
+/// Flags of a message (linux/netlink.h).
+pub(crate) const NLM_F_REQUEST: u16 = 0x1;
+pub(crate) const NLM_F_ACK: u16 = 0x4;
+pub(crate) const NLM_F_ECHO: u16 = 0x8;
+/// A dump is not of one moment: something changed meanwhile.
+pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Flags of a request for objects.
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
+/// Flags of a request to make one.
+pub(crate) const NLM_F_REPLACE: u16 = 0x100;
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
+pub(crate) const NLM_F_APPEND: u16 = 0x800;
 /// `NLA_F_NESTED` (linux/netlink.h): the attribute holds attributes.
 const NLA_F_NESTED: u16 = 1 << 15;
 /// `NLA_TYPE_MASK` (linux/netlink.h): the attribute's kind without its flags.
@@ -54,6 +70,27 @@ impl Encoder {
         begin
     }
 
+    /// A message of rtnetlink, whose own header and attributes are still to be written; see [`Self::complete`].
+    pub fn request(kind: u16) -> Self {
+        let mut request = Self(vec![0; 4]);
+        request.plain(&kind.to_ne_bytes());
+        request.plain(&[0; 10]);
+        request
+    }
+
+    /// Writes what only the sender of a request knows, and its length, into its header.
+    pub fn complete(&mut self, flags: u16, sequence: u32) {
+        let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        self.overwrite(0, &length.to_ne_bytes());
+        self.overwrite(6, &flags.to_ne_bytes());
+        self.overwrite(8, &sequence.to_ne_bytes());
+    }
+
+    /// Bytes that are no attribute.
+    pub fn plain(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
     /// Adds flags to the message that begins at `begin`.
     pub fn add_flags(&mut self, begin: usize, flags: u16) {
         let flags = flags | u16_at(&self.0, begin + 6).unwrap_or_default();
@@ -95,6 +132,29 @@ impl Encoder {
         self.bytes_attribute(kind, &number.to_be_bytes());
     }
 
+    /// An 8-bit attribute.
+    pub fn byte(&mut self, kind: u16, number: u8) {
+        self.bytes_attribute(kind, &[number]);
+    }
+
+    /// A 32-bit attribute, as the machine has its numbers.
+    pub fn native32(&mut self, kind: u16, number: u32) {
+        self.bytes_attribute(kind, &number.to_ne_bytes());
+    }
+
+    /// An attribute with the bytes of an address.
+    pub fn ip(&mut self, kind: u16, ip: IpAddr) {
+        match ip {
+            IpAddr::V4(ip) => self.bytes_attribute(kind, &ip.octets()),
+            IpAddr::V6(ip) => self.bytes_attribute(kind, &ip.octets()),
+        }
+    }
+
+    /// An attribute that holds attributes, and does not say so: most of rtnetlink is older than the flag.
+    pub fn list(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+        self.attribute(kind, body);
+    }
+
     /// An attribute that holds attributes.
     pub fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         self.attribute(kind | NLA_F_NESTED, body);
@@ -128,6 +188,33 @@ impl Encoder {
     }
 }
 
+/// The 8-bit number of an attribute.
+pub(crate) fn byte(payload: &[u8]) -> Option<u8> {
+    <[u8; 1]>::try_from(payload).ok().map(|[byte]| byte)
+}
+
+/// The 16-bit number of an attribute, as the machine has its numbers.
+pub(crate) fn native16(payload: &[u8]) -> Option<u16> {
+    payload.try_into().ok().map(u16::from_ne_bytes)
+}
+
+/// The 32-bit number of an attribute, as the machine has its numbers.
+pub(crate) fn native32(payload: &[u8]) -> Option<u32> {
+    payload.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// The text of an attribute, which may end with a NUL.
+pub(crate) fn text(payload: &[u8]) -> Option<&str> {
+    str::from_utf8(payload.strip_suffix(&[0]).unwrap_or(payload)).ok()
+}
+
+/// The address of an attribute, whose family its length tells.
+pub(crate) fn ip(payload: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(payload).map(|bytes| Ipv4Addr::from(bytes).into());
+    v4.or_else(|_| <[u8; 16]>::try_from(payload).map(|bytes| Ipv6Addr::from(bytes).into()))
+        .ok()
+}
+
 /// The attributes in some bytes: kind and payload of each. It ends at anything that cannot be an attribute.
 #[derive(Clone, Copy)]
 pub(crate) struct Attributes<'a>(pub &'a [u8]);
@@ -136,6 +223,11 @@ impl<'a> Attributes<'a> {
     /// The payload of the first attribute of that kind.
     pub fn find(mut self, kind: u16) -> Option<&'a [u8]> {
         self.find_map(|(found, payload)| (found == kind).then_some(payload))
+    }
+
+    /// True when there is an attribute of that kind with a byte that is not 0.
+    pub fn is_on(mut self, kind: u16) -> bool {
+        self.any(|(found, payload)| found == kind && byte(payload).is_some_and(|on| on != 0))
     }
 
     /// The attributes inside of the first attribute of that kind.
