@@ -331,6 +331,50 @@ fn an_address_that_is_used_again_leads_to_new_chains() {
     node.assert_clean("after all");
 }
 
+/// Who sent the first datagram that comes to port 7 of a new pod to whose address somebody outside sent one before, and the node one
+/// afterwards.
+fn first_to_come(node: &Node, outside: &Pod, (conf, to): (&Value, &str)) -> IpAddr {
+    let pod = Pod::new();
+    let receiver = bind(Some(&pod), 7);
+    receiver
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let early = bind(Some(outside), 0);
+    early.send_to(b"x", at(to, 7)).unwrap();
+    let waits = || {
+        let shown = node.ns.ip(&format!("neigh show {to} dev podspan0"));
+        shown[0]["state"][0] == "INCOMPLETE"
+    };
+    until(waits);
+    let added = add_ok(node, "new", (&pod, conf));
+    assert!([added.ip(4), added.ip(6)].contains(&to.to_owned()));
+    // The node asks whose the address is, and sends all that waits for the answer, in order.
+    bind(None, 0).send_to(b"x", at(to, 7)).unwrap();
+    let (_, from) = receiver.recv_from(&mut [0; 1]).unwrap();
+    node.del("new", conf).expect_ok();
+    from.ip().to_canonical()
+}
+
+#[test]
+fn what_was_sent_to_an_address_before_it_was_a_pod_s_does_not_come_to_the_pod() {
+    let node = Node::new();
+    let outside = outside(&node);
+    let peer = Pod::new();
+    add_ok(&node, "peer", (&peer, &node.conf(json!({}))));
+    filter_on_bridge(&node);
+    for (family, number) in [(0, 3), (1, 5)] {
+        let address = |number: u8| match family {
+            0 => format!("10.244.1.{number}"),
+            _ => format!("fd00:10:244:1::{number}"),
+        };
+        let first = first_to_come(&node, &outside, (&node.conf(json!({})), &address(number)));
+        assert_eq!(first.to_string(), OUTSIDE[family], "the test would see it");
+        let with_policy = (&node.conf(closed()), &*address(number + 1));
+        let first = first_to_come(&node, &outside, with_policy);
+        assert_eq!(first.to_string(), GATEWAY[family]);
+    }
+}
+
 #[test]
 fn what_a_dead_attachment_left_and_what_no_record_tells_of_is_taken_over() {
     let (node, a, b, _) = node();
