@@ -23,4 +23,5 @@ mod peers;
 mod scale;
 mod services;
 mod traffic;
+mod untold;
 mod vxlan;
