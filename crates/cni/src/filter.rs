@@ -212,7 +212,12 @@ impl Filter {
                 error => return Err(error.into()),
             }
         }
-        self.forget_policed(&stale.entries)?;
+        let mut forgotten = stale.entries;
+        if wanted.policy.as_ref().is_some_and(|subject| subject.closed) {
+            // What somebody sent when the address was nobody's: the pod's own packets would pass as answers to it.
+            forgotten.extend(plan.own.iter().cloned());
+        }
+        self.forget_policed(&forgotten)?;
         ports::complete(wanted)?;
         self.forget_stale_connections(host, &plan.own)
     }
