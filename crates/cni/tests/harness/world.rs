@@ -142,6 +142,7 @@ impl World {
         };
         world.node.add("first", &world.pod, &world.conf).expect_ok();
         world.node.del("first", &world.conf).expect_ok();
+        have_a_connection();
         world.ready = shown();
         world.assert_all_addresses_are_free_but(0, "at first");
         world
@@ -332,6 +333,15 @@ impl World {
         assert_eq!(self.left(), Vec::<String>::new(), "left: {context}");
         self.assert_all_addresses_are_free_but(0, context);
     }
+}
+
+/// A connection of the node's that is there for as long as the test takes, where connections are followed: a list of none comes in
+/// fewer parts than one of some, and those by which the kernel tells of groups that it has joined begin at any time.
+fn have_a_connection() {
+    let for_an_hour = std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "3600");
+    for_an_hour.unwrap();
+    let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+    socket.send_to(b"x", ("192.0.2.1", 9)).unwrap();
 }
 
 /// Where the addresses are kept: on what `/run` is, which is quicker too.
