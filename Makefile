@@ -52,7 +52,9 @@ check: debian-packages-check $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/helm
 #   PODSPAN_POLICY_CASES=1000000    packets in random clusters under random policies; PODSPAN_POLICY_SEED=<printed seed> repeats a history
 #   PODSPAN_STORM_SECONDS=600       the storm of ADD, DEL, GC and kills, 15 s otherwise
 #   PODSPAN_POLICY_ALL=1            packets for all cases of policy, not for every fourth: four minutes
-#   PODSPAN_ALL_CONFIGURATIONS=1    kills and faults at every system call in every configuration of harness/world.rs
+#   PODSPAN_FIRST_PACKET=1000       pods that send from their first instruction, instead of 40 and 50: five minutes
+#   PODSPAN_ALL_CONFIGURATIONS=1    kills and faults at every system call in every configuration of harness/world.rs; or
+#                                   the name of one
 test: debian-packages build
 	$(CARGO) test --locked --workspace --all-features --no-run
 	$(ISOLATED) $(CARGO) test --locked --offline --workspace --all-features --exclude podspan

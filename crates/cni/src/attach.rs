@@ -170,6 +170,7 @@ impl NewAttachment<'_> {
         if bridge.is_none() {
             point_to_point::prepare_host_veth(&host_veth, &self.addresses.list)?;
         }
+        self.drop_what_waits(host)?;
         host.set_link(
             &host_veth,
             LinkChange {
@@ -207,6 +208,25 @@ impl NewAttachment<'_> {
         }
         self.wait_for_policy(host, &host_veth)?;
         Ok(result)
+    }
+
+    /// Drops the packets to the addresses that wait on the node for somebody to have them: they came when the addresses were
+    /// nobody's, and so past no policy, and would go to the pod as soon as it answers. What comes now is filtered.
+    fn drop_what_waits(&self, host: &mut Netlink) -> Result<(), Error> {
+        let Some(bridge) = { self.bridge.as_ref() }.filter(|_| self.conf.policy.is_some()) else {
+            return Ok(());
+        };
+        let gateway_link = self.conf.gateway_link()?;
+        let link = match gateway_link == self.conf.bridge {
+            true => Some(bridge.index),
+            false => host.find_link(&gateway_link)?.map(|link| link.index),
+        };
+        for ip in self.addresses.ips() {
+            if let Some(link) = link {
+                host.remove_neighbour(link, ip)?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives the agent time to put the pod's policy into force. A pod that it does not know then stays closed, which is told:

@@ -212,7 +212,12 @@ impl Filter {
                 error => return Err(error.into()),
             }
         }
-        self.forget_policed(&stale.entries)?;
+        let mut forgotten = stale.entries;
+        if wanted.policy.as_ref().is_some_and(|subject| subject.closed) {
+            // What somebody sent when the address was nobody's: the pod's own packets would pass as answers to it.
+            forgotten.extend(plan.own.iter().cloned());
+        }
+        self.forget_policed(&forgotten)?;
         ports::complete(wanted)?;
         self.forget_stale_connections(host, &plan.own)
     }
@@ -448,18 +453,26 @@ impl Filter {
         if ips.is_empty() {
             return Ok(());
         }
-        match self.conntrack()?.forget(&ips) {
+        match self.of_connections(|conntrack| Ok(conntrack.forget(&ips)?)) {
             // It follows connections and does not tell of them (CONFIG_NF_CT_NETLINK): they end by themselves.
-            Err(error) if has_no_nftables(&error) => Ok(()),
-            outcome => Ok(outcome?),
+            Err(Error::Kernel(error)) if has_no_nftables(&error) => Ok(()),
+            outcome => outcome,
         }
     }
 
-    fn conntrack(&mut self) -> Result<&mut Conntrack, Error> {
-        Ok(match &mut self.conntrack {
+    /// Asks the kernel something of connections. A socket is not used again after a failure: the kernel may still be telling
+    /// what was asked then, and answers nothing else before.
+    fn of_connections<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Conntrack) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut conntrack = match self.conntrack.take() {
             Some(open) => open,
-            closed => closed.insert(Conntrack::open()?),
-        })
+            None => Conntrack::open()?,
+        };
+        let answer = ask(&mut conntrack)?;
+        self.conntrack = Some(conntrack);
+        Ok(answer)
     }
 
     /// A sender of datagrams with a steady source port would otherwise never see that a host port leads elsewhere now.
@@ -469,7 +482,7 @@ impl Filter {
         entries: &[Entry],
     ) -> Result<(), Error> {
         for mapped in entries.iter().filter_map(ports::datagrams) {
-            ports::forget(self.conntrack()?, host, mapped)?;
+            self.of_connections(|conntrack| ports::forget(conntrack, host, mapped))?;
         }
         Ok(())
     }

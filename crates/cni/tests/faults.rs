@@ -277,22 +277,44 @@ fn gc_with_any_system_call_failing_spares_the_valid_and_frees_the_rest_when_repe
 /// The kind of any rtnetlink object, `NLM_F_MULTI` and `NLM_F_DUMP_INTR`, as `strace` pokes them.
 const INTERRUPTED: &str = "10001200";
 
+/// A number in what `strace` wrote about an answer.
+fn number(line: &str, key: &str) -> u32 {
+    let (_, rest) = line.split_once(&format!("{key}=")).unwrap();
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
+    rest[..end].parse().unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What begins an answer that is nothing but an error (`struct nlmsghdr` and the code).
+fn refusal(answer: &Call, code: i32) -> String {
+    let header = [
+        20,
+        2,
+        number(&answer.rest, "nlmsg_seq"),
+        0,
+        code.cast_unsigned(),
+    ];
+    hex(&header.map(u32::to_ne_bytes).concat())
+}
+
+/// An answer that begins with these bytes.
+fn poked(answer: &Call, bytes: &str) -> Fault {
+    Fault {
+        call: answer.clone(),
+        how: format!("poke_exit=@arg2={bytes}"),
+    }
+}
+
 /// The answers of the kernel with something wrong in each of them: the run's `recvfrom`s, of which `strace` can rewrite
 /// the first bytes, `struct nlmsghdr` and what follows (netlink(7)).
 fn garbled_answers(lines: &[String]) -> Vec<Fault> {
     let garbled = |call: Call| {
-        let line = call.rest.clone();
-        let number = |key: &str| -> u32 {
-            let (_, rest) = line.split_once(&format!("{key}=")).unwrap();
-            let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
-            rest[..end].parse().unwrap()
-        };
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let length = |length: u32| -> String { hex(&length.to_ne_bytes()) };
-        let error = |code: i32| -> String {
-            let header = [20, 2, number("nlmsg_seq"), 0, code.cast_unsigned()];
-            hex(&header.map(u32::to_ne_bytes).concat())
-        };
+        let line = &call.rest;
+        let length = |length: u32| hex(&length.to_ne_bytes());
+        let sequence = length(number(line, "nlmsg_seq"));
         let mut pokes = vec![
             // No message, more than there is, less than a header.
             length(0),
@@ -300,27 +322,48 @@ fn garbled_answers(lines: &[String]) -> Vec<Fault> {
             length(15),
             // An object with its end missing; an answer to somebody else.
             length(24),
-            error(0).replacen(&length(number("nlmsg_seq")), &length(0xdead), 1),
+            refusal(&call, 0).replacen(&sequence, &length(0xdead), 1),
             // A refusal, and codes that are no errno.
-            error(-105),
-            error(5),
-            error(i32::MIN),
+            refusal(&call, -105),
+            refusal(&call, 5),
+            refusal(&call, i32::MIN),
         ];
         // Only of links: the length of an nftables element's answer is another in each run, with its address.
         if line.contains("RTM_NEW") && line.contains("NLM_F_MULTI") && !line.contains("NLMSG_DONE")
         {
             // Something changed while the kernel listed it.
-            pokes.push(length(number("nlmsg_len")) + INTERRUPTED);
+            pokes.push(length(number(line, "nlmsg_len")) + INTERRUPTED);
         }
-        pokes.into_iter().map(move |poke: String| Fault {
-            call: call.clone(),
-            how: format!("poke_exit=@arg2={poke}"),
-        })
+        let faults = pokes.iter().map(|poke| poked(&call, poke));
+        faults.collect::<Vec<_>>()
     };
     let received = calls(lines)
         .into_iter()
         .filter(|call| call.name == "recvfrom");
     received.flat_map(garbled).collect()
+}
+
+/// Each answer to the wish to see connections as that of a kernel that follows them and does not tell of them: EINVAL, for a part
+/// of netfilter that it does not have (`nfnetlink_rcv_msg`), and EOPNOTSUPP.
+fn refused_lists_of_connections(lines: &[String]) -> Vec<Fault> {
+    let calls = calls(lines);
+    let is_question = |call: &Call| {
+        ["CTNETLINK", "NLM_F_DUMP"]
+            .iter()
+            .all(|word| call.rest.contains(word))
+            && call.name == "sendto"
+    };
+    let mut faults = Vec::new();
+    for (place, _) in calls
+        .iter()
+        .enumerate()
+        .filter(|(_, call)| is_question(call))
+    {
+        let mut later = calls[place..].iter();
+        let answer = later.find(|call| call.name == "recvfrom").unwrap();
+        faults.extend([-22, -95].map(|code| poked(answer, &refusal(answer, code))));
+    }
+    faults
 }
 
 #[test]
@@ -355,6 +398,31 @@ fn answers_of_the_kernel_that_make_no_sense_are_errors_and_never_a_panic_or_a_ha
         world.assert_nothing_is_left(&format!("GC with {fault:?}"));
     });
     println!("garbled in GC: {:#?}", tally.into_inner().unwrap());
+}
+
+#[test]
+fn del_and_gc_free_the_address_where_the_kernel_does_not_tell_of_its_connections() {
+    // Of policy the connections of the address; of host ports those to each port of UDP.
+    for (configuration, lists) in [
+        (Configuration::named("policy"), 1),
+        (Configuration::with_everything(), 2),
+    ] {
+        let name = configuration.name;
+        let world = World::new(configuration);
+        for (command, conf) in [("DEL", &world.conf), ("GC", &world.gc_conf(&[]))] {
+            world.node.add("c1", &world.pod, &world.conf).expect_ok();
+            let refused = refused_lists_of_connections(&world.trace(command, conf));
+            assert!(refused.len() >= 2 * lists, "{name}, {command}: {refused:?}");
+            for fault in &refused {
+                world.node.add("c1", &world.pod, &world.conf).expect_ok();
+                let output = run_with(&world, fault, (command, conf));
+                let context = format!("{name}, {command} with {fault:?}");
+                assert!(output.status.success(), "{context}: {output:?}");
+                world.assert_nothing_is_left(&context);
+            }
+            println!("{name}: {command} with {} refusals", refused.len());
+        }
+    }
 }
 
 #[test]

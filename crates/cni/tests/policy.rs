@@ -331,6 +331,88 @@ fn an_address_that_is_used_again_leads_to_new_chains() {
     node.assert_clean("after all");
 }
 
+/// Who sent the next datagram, which must come.
+fn next_sender(receiver: &UdpSocket) -> SocketAddr {
+    receiver.set_read_timeout(None).unwrap();
+    loop {
+        match receiver.recv_from(&mut [0; 1]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => break received.unwrap().1,
+        }
+    }
+}
+
+/// Who sent the first datagram that comes to port 7 of a new pod to whose address somebody outside sent one before, and the node one
+/// afterwards.
+fn first_to_come(node: &Node, outside: &Pod, (conf, to): (&Value, &str)) -> IpAddr {
+    let pod = Pod::new();
+    let receiver = bind(Some(&pod), 7);
+    let early = bind(Some(outside), 0);
+    early.send_to(b"x", at(to, 7)).unwrap();
+    let waits = || {
+        let shown = node.ns.ip(&format!("neigh show {to} dev podspan0"));
+        shown[0]["state"][0] == "INCOMPLETE"
+    };
+    until(waits);
+    let added = add_ok(node, "new", (&pod, conf));
+    assert!([added.ip(4), added.ip(6)].contains(&to.to_owned()));
+    // The node asks whose the address is, and sends all that waits for the answer, in order.
+    bind(None, 0).send_to(b"x", at(to, 7)).unwrap();
+    let from = next_sender(&receiver);
+    node.del("new", conf).expect_ok();
+    from.ip().to_canonical()
+}
+
+#[test]
+fn what_was_sent_to_an_address_before_it_was_a_pod_s_does_not_come_to_the_pod() {
+    let node = Node::new();
+    let outside = outside(&node);
+    let peer = Pod::new();
+    add_ok(&node, "peer", (&peer, &node.conf(json!({}))));
+    filter_on_bridge(&node);
+    for (family, number) in [(0, 3), (1, 5)] {
+        let address = |number: u8| match family {
+            0 => format!("10.244.1.{number}"),
+            _ => format!("fd00:10:244:1::{number}"),
+        };
+        let first = first_to_come(&node, &outside, (&node.conf(json!({})), &address(number)));
+        assert_eq!(first.to_string(), OUTSIDE[family], "the test would see it");
+        let with_policy = (&node.conf(closed()), &*address(number + 1));
+        let first = first_to_come(&node, &outside, with_policy);
+        assert_eq!(first.to_string(), GATEWAY[family]);
+    }
+}
+
+#[test]
+fn what_a_pod_sends_is_no_answer_to_what_came_before_it_was_there() {
+    let node = Node::new();
+    let outside = outside(&node);
+    let peer = Pod::new();
+    let conf = node.conf(closed());
+    // Connections are followed from the first pod with policy on.
+    add_ok(&node, "peer", (&peer, &conf));
+    filter_on_bridge(&node);
+    for (family, to) in [(0, "10.244.1.3"), (1, "fd00:10:244:1::4")] {
+        let pod = Pod::new();
+        let early = bind(Some(&outside), 6000);
+        early.send_to(b"x", at(to, 7)).unwrap();
+        until(|| {
+            let shown = node.ns.ip(&format!("neigh show {to} dev podspan0"));
+            shown[0]["state"][0] == "INCOMPLETE"
+        });
+        let added = add_ok(&node, "new", (&pod, &conf));
+        assert!([added.ip(4), added.ip(6)].contains(&to.to_owned()));
+        let sender = bind(Some(&pod), 7);
+        let send = || sender.send_to(b"y", at(OUTSIDE[family], 6000)).unwrap();
+        send();
+        assert!(early.recv(&mut [0; 1]).is_err(), "{to} answers");
+        open("new");
+        send();
+        next_sender(&early);
+        node.del("new", &conf).expect_ok();
+    }
+}
+
 #[test]
 fn what_a_dead_attachment_left_and_what_no_record_tells_of_is_taken_over() {
     let (node, a, b, _) = node();

@@ -75,7 +75,7 @@ impl Conntrack {
     /// All connections of that transport protocol whose first packet went to that port, of both families.
     ///
     /// # Errors
-    /// What the kernel answered; EINVAL from one that follows no connections.
+    /// What the kernel answered; EINVAL from one that does not tell of connections (no `CONFIG_NF_CT_NETLINK`).
     pub fn list(&mut self, protocol: u8, port: u16) -> Result<Vec<Connection>> {
         let question = |to: &mut Encoder| {
             to.nest(attribute::TUPLE_ORIG, |tuple| {
@@ -168,7 +168,7 @@ impl Conntrack {
     /// there are, and of IPv6 it chooses just those that it should not (`ctnetlink_filter_match_tuple`, seen with 6.18).
     ///
     /// # Errors
-    /// What the kernel answered; EINVAL from one that follows no connections.
+    /// What the kernel answered, after all that could be forgotten was; EINVAL from one that does not tell of connections.
     pub fn forget(&mut self, ips: &[IpAddr]) -> Result<()> {
         let mut found: Vec<Known> = Vec::new();
         let all_families = rustix::net::AddressFamily::UNSPEC;
@@ -181,6 +181,7 @@ impl Conntrack {
             },
         );
         listed.map_err(|refusal| refusal.into_error("list connections".into()))?;
+        let mut outcome = Ok(());
         for known in found {
             let asked = self.link.ask(
                 header(DELETE, NLM_F_ACK, known.family),
@@ -188,11 +189,11 @@ impl Conntrack {
                 |_| {},
             );
             match asked.map_err(|refusal| refusal.into_error("remove a connection".into())) {
-                Err(error) if !error.is_not_found() => return Err(error),
+                Err(error) if !error.is_not_found() => outcome = Err(error),
                 _ => {}
             }
         }
-        Ok(())
+        outcome
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where every system call of a command is killed or made to fail: the configurations, the node, and what may be left.
 //!
 //! For `crash.rs` and `faults.rs`. Both go through all [`CONFIGURATIONS`] that are for every run, and through the others
-//! too where `PODSPAN_ALL_CONFIGURATIONS` is set; they print which.
+//! too where `PODSPAN_ALL_CONFIGURATIONS` is 1; where it is a configuration's name, through that alone. They print which.
 //! What is left is whatever `ip` and `nft` show that they did not show when the node was ready, and any file that is not
 //! the store's own: a new feature needs a line in the table and nothing here.
 
@@ -20,7 +20,7 @@ use super::{Node, Pod, run_within};
 /// What pods of a test are like.
 pub struct Configuration {
     pub name: &'static str,
-    /// Tried in every run; the others only where `PODSPAN_ALL_CONFIGURATIONS` is set. The last, "everything", has the system
+    /// Tried in every run; the others only where `PODSPAN_ALL_CONFIGURATIONS` says so. The last, "everything", has the system
     /// calls of all features, so that one of them alone shows little more.
     pub always: bool,
     /// One set each.
@@ -72,10 +72,14 @@ pub const CONFIGURATIONS: [Configuration; 9] = [
 impl Configuration {
     /// Those of this run.
     pub fn of_this_run() -> Vec<&'static Self> {
-        let all = std::env::var_os("PODSPAN_ALL_CONFIGURATIONS").is_some();
-        let (run, left): (Vec<_>, Vec<_>) = CONFIGURATIONS
-            .iter()
-            .partition(|configuration| all || configuration.always);
+        let wanted = std::env::var("PODSPAN_ALL_CONFIGURATIONS").ok();
+        let is_wanted = |configuration: &&Self| match wanted.as_deref() {
+            None => configuration.always,
+            Some("1") => true,
+            Some(name) => configuration.name == name,
+        };
+        let (run, left): (Vec<_>, Vec<_>) = CONFIGURATIONS.iter().partition(is_wanted);
+        assert!(!run.is_empty(), "PODSPAN_ALL_CONFIGURATIONS={wanted:?}");
         let names = |list: &[&Self]| list.iter().map(|c| c.name).collect::<Vec<_>>().join(", ");
         println!("configurations: {}", names(&run));
         if !left.is_empty() {
@@ -88,6 +92,12 @@ impl Configuration {
     /// What it has besides `ipam`.
     pub fn keys(&self) -> Value {
         serde_json::from_str(self.keys).unwrap()
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> &'static Self {
+        let named = CONFIGURATIONS.iter().find(|known| known.name == name);
+        named.unwrap()
     }
 
     /// The one that has all system calls.
@@ -133,6 +143,7 @@ impl World {
         };
         world.node.add("first", &world.pod, &world.conf).expect_ok();
         world.node.del("first", &world.conf).expect_ok();
+        have_a_connection();
         world.ready = shown();
         world.assert_all_addresses_are_free_but(0, "at first");
         world
@@ -323,6 +334,15 @@ impl World {
         assert_eq!(self.left(), Vec::<String>::new(), "left: {context}");
         self.assert_all_addresses_are_free_but(0, context);
     }
+}
+
+/// A connection of the node's that is there for as long as the test takes, where connections are followed: a list of none comes in
+/// fewer parts than one of some, and those by which the kernel tells of groups that it has joined begin at any time.
+fn have_a_connection() {
+    let for_an_hour = std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "3600");
+    for_an_hour.unwrap();
+    let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+    socket.send_to(b"x", ("192.0.2.1", 9)).unwrap();
 }
 
 /// Where the addresses are kept: on what `/run` is, which is quicker too.

@@ -4,12 +4,16 @@
 //! Which pod an attachment is of says its address: the runtime named no pod when it was made, but the API does. One that a plugin
 //! of somebody else made has nothing of ours that goes with its address; policy does not hold for it until its pod is made
 //! anew, and that is told.
+//!
+//! Each pod has a transaction of its own, and one that fails keeps no other from its chains. A DEL may come between the look and
+//! the transaction, and then knew of nothing to remove: what was made for an attachment that is gone is removed here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
 use podspan_cni::attachment::{AttachmentId, NetworkName};
+use podspan_cni::filter::Filter;
 use podspan_cni::filter::policy::{self as plugin, PodName, Subject};
 use podspan_kernel::nft::{Batch, Nft};
 use podspan_kernel::{IfName, Mac, Netlink};
@@ -22,16 +26,13 @@ use crate::list::{self, Row};
 /// How many pods are named.
 const NAMED: usize = 3;
 
-/// Makes chains for the pods of this node that have none; says which pods cannot have any, for people.
-///
-/// # Errors
-/// What the kernel answered, or the file system.
+/// Makes chains for the pods of this node that have none; says for whom policy does not hold and why, for people.
 pub fn adopt(
     nft: &mut Nft,
     model: &Model,
     attachments: &BTreeMap<Attachment, Attached>,
     data_dir: &Path,
-) -> anyhow::Result<Option<String>> {
+) -> BTreeSet<String> {
     let covered = attachments
         .values()
         .flat_map(|attached| attached.addresses.iter());
@@ -42,23 +43,64 @@ pub fn adopt(
     };
     let missing: Vec<&Pod> = model.pods_here().filter(is_missing).collect();
     if missing.is_empty() {
-        return Ok(None);
+        return BTreeSet::new();
     }
-    let rows = list::rows(&mut Netlink::open()?, data_dir)?;
-    let mut strangers = Vec::new();
+    match give_chains(nft, &missing, data_dir) {
+        Ok(problems) => problems,
+        Err(error) => BTreeSet::from([format!(
+            "policy: pods that were there before have no chains: {error:#}"
+        )]),
+    }
+}
+
+/// Goes on after a pod that cannot have any.
+///
+/// # Errors
+/// What the kernel answered, or the file system, when it is not known which attachments there are.
+fn give_chains(
+    nft: &mut Nft,
+    missing: &[&Pod],
+    data_dir: &Path,
+) -> anyhow::Result<BTreeSet<String>> {
+    let mut host = Netlink::open()?;
+    let rows = list::rows(&mut host, data_dir)?;
+    let (mut problems, mut strangers) = (BTreeSet::new(), Vec::new());
     for pod in missing {
         let of_pod = |row: &&Row| pod.addresses.iter().any(|ip| row.addresses.contains(&ip));
-        match rows.iter().find(of_pod).and_then(attachment) {
-            Some((veth, alias)) => {
-                let mut batch = Batch::new();
-                plugin::lay(&mut batch);
-                plugin::adopt(&mut batch, (&veth, &alias), subject(pod));
-                nft.commit(batch)?;
-            }
-            None => strangers.push(pod.key.to_string()),
+        let Some((veth, alias)) = rows.iter().find(of_pod).and_then(attachment) else {
+            strangers.push(pod.key.to_string());
+            continue;
+        };
+        if let Err(error) = take_in(&mut host, nft, (&veth, &alias), pod) {
+            problems.insert(format!(
+                "policy does not hold for pod {} yet: {error:#}",
+                pod.key
+            ));
         }
     }
-    Ok(problem(&strangers))
+    problems.extend(problem(&strangers));
+    Ok(problems)
+}
+
+/// Chains and a record for an attachment, unless it went meanwhile.
+///
+/// # Errors
+/// What the kernel answered.
+fn take_in(
+    host: &mut Netlink,
+    nft: &mut Nft,
+    of: (&IfName, &str),
+    pod: &Pod,
+) -> anyhow::Result<()> {
+    let mut batch = Batch::new();
+    plugin::lay(&mut batch);
+    plugin::adopt(&mut batch, of, subject(pod));
+    nft.commit(batch)?;
+    if host.find_link(of.0)?.is_none() {
+        let removed = Filter::open()?.remove(host, of.0);
+        removed.map_err(|error| anyhow::Error::msg(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The host veth that is there, and its alias.
@@ -106,4 +148,154 @@ fn problem(strangers: &[String]) -> Option<String> {
         "policy does not hold for pods that another plugin attached: {}{more}; kubectl delete pod makes each anew",
         first.join(", ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use podspan_cni::filter::INET;
+    use podspan_kernel::testing::TestNs;
+
+    use super::*;
+    use crate::policy::object::{Addresses, Change, Key, Kind, Labels};
+
+    fn nft(commands: &str) {
+        let status = Command::new("nft").arg(commands).status().unwrap();
+        assert!(status.success(), "nft {commands}");
+    }
+
+    fn pod(name: &str, ip: &str) -> Pod {
+        let mut addresses = Addresses::default();
+        addresses.add(ip.parse().unwrap());
+        Pod {
+            key: Key {
+                namespace: "shop".into(),
+                name: name.into(),
+            },
+            uid: format!("uid-of-{name}").into(),
+            node: Some("node1".into()),
+            labels: Labels::default(),
+            addresses,
+            ports: [].into(),
+            host_network: false,
+        }
+    }
+
+    fn model(pods: &[Pod]) -> Model {
+        let mut model = Model::new("node1");
+        model.take(Change::Begin(Kind::Pods));
+        for pod in pods {
+            model.take(Change::Pod(pod.key.clone(), Some(pod.clone())));
+        }
+        model
+    }
+
+    /// The name of the host veth, and the alias.
+    fn attachment_of(pod: &Pod) -> (IfName, String) {
+        let network: NetworkName = "podspan".parse().unwrap();
+        let id = AttachmentId {
+            container: pod.key.name.parse().unwrap(),
+            ifname: "eth0".parse().unwrap(),
+        };
+        (id.host_veth(&network), id.alias(&network).unwrap())
+    }
+
+    /// An attachment without chains, as an ADD without policy leaves it.
+    fn attach(ns: &TestNs, data_dir: &Path, pod: &Pod) {
+        let (veth, alias) = attachment_of(pod);
+        ns.ip(&format!(
+            "link add {veth} type veth peer name of-{}",
+            pod.key.name
+        ));
+        ns.ip(&format!("link set {veth} alias {alias}"));
+        let of_network = data_dir.join("podspan");
+        std::fs::create_dir_all(&of_network).unwrap();
+        for ip in pod.addresses.iter() {
+            let file = of_network.join(ip.to_string());
+            std::fs::write(file, format!("{}\r\neth0", pod.key.name)).unwrap();
+        }
+    }
+
+    /// The pods that have chains.
+    fn with_chains(nft: &mut Nft) -> BTreeMap<Attachment, Attached> {
+        crate::policy::chains::attachments(nft).unwrap()
+    }
+
+    fn names(attachments: &BTreeMap<Attachment, Attached>) -> BTreeSet<&str> {
+        let all = attachments.values();
+        all.map(|attached| &*attached.pod.name).collect()
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_taken_in_keeps_no_other_from_it_and_each_is_told() {
+        let ns = TestNs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let pods = [
+            pod("a", "10.0.1.2"),
+            pod("b", "10.0.1.3"),
+            pod("c", "10.0.1.4"),
+            pod("d", "10.0.1.5"),
+        ];
+        for pod in &pods[..3] {
+            attach(&ns, directory.path(), pod);
+        }
+        // In the way of the first and of the last one of ours.
+        let in_the_way =
+            [&pods[0], &pods[2]].map(|pod| format!("{INET} pe_{}", attachment_of(pod).0));
+        nft(&format!("add table {INET}"));
+        for chain in &in_the_way {
+            nft(&format!("add chain {chain}"));
+        }
+        let model = model(&pods);
+        let mut kernel = Nft::open().unwrap();
+        let mut tell = || {
+            let before = with_chains(&mut kernel);
+            let told = adopt(&mut kernel, &model, &before, directory.path());
+            (told, with_chains(&mut kernel))
+        };
+        let (told, there) = tell();
+        assert_eq!(names(&there), BTreeSet::from(["b"]));
+        let stranger = "policy does not hold for pods that another plugin attached: shop/d; \
+                        kubectl delete pod makes each anew";
+        let told: Vec<&str> = told.iter().map(String::as_str).collect();
+        let [first, last, other] = told[..] else {
+            panic!("{told:?}");
+        };
+        for (name, text) in [("a", first), ("c", last)] {
+            let begins = format!("policy does not hold for pod shop/{name} yet: ");
+            assert!(
+                text.starts_with(&begins) && text.ends_with("file exists (EEXIST)"),
+                "{text}"
+            );
+        }
+        assert_eq!(other, stranger);
+
+        for chain in &in_the_way {
+            nft(&format!("delete chain {chain}"));
+        }
+        let (told, there) = tell();
+        assert_eq!(names(&there), BTreeSet::from(["a", "b", "c"]));
+        assert_eq!(told, BTreeSet::from([stranger.to_owned()]));
+    }
+
+    #[test]
+    fn nothing_stays_of_an_attachment_that_went_between_the_look_and_the_transaction() {
+        let ns = TestNs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let pods = [pod("gone", "10.0.1.2"), pod("there", "10.0.1.3")];
+        attach(&ns, directory.path(), &pods[1]);
+        let (mut host, mut kernel) = (Netlink::open().unwrap(), Nft::open().unwrap());
+        for pod in &pods {
+            let (veth, alias) = attachment_of(pod);
+            take_in(&mut host, &mut kernel, (&veth, &alias), pod).unwrap();
+        }
+        assert_eq!(names(&with_chains(&mut kernel)), BTreeSet::from(["there"]));
+        let sets = kernel.list_sets(INET).unwrap();
+        let has = |pod: &Pod| {
+            let veth = attachment_of(pod).0;
+            sets.iter().any(|set| set.name == veth.as_str())
+        };
+        assert!(!has(&pods[0]) && has(&pods[1]), "the records");
+    }
 }

@@ -28,6 +28,7 @@ pub fn end_denied(
     if owners.is_empty() {
         return Ok(0);
     }
+    let mut conntrack = Conntrack::open()?;
     let own = Netlink::open()?.list_addresses()?;
     let own: BTreeSet<IpAddr> = own.iter().map(|address| address.net.addr()).collect();
     let is_denied = |connection: &Connection| {
@@ -35,7 +36,6 @@ pub fn end_denied(
         ![ends.0.ip(), ends.1.ip()].iter().any(|ip| own.contains(ip))
             && is_denied(model, &owners, (connection.protocol, ends))
     };
-    let mut conntrack = Conntrack::open()?;
     let denied = conntrack.list_where(is_denied)?;
     let mut ended = 0;
     let mut outcome = Ok(());

@@ -9,7 +9,7 @@
 //! What would surprise: what the node itself sends its pods, and they it, is not policy's affair, and so no connection of
 //! an address of this machine is ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +39,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// After a failure everything is laid anew not sooner than that.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// What problems begin with that keep policy from being in force.
+const KERNEL: &str = "policy";
 
 /// What wakes the thread: something is new.
 #[derive(Debug, Clone)]
@@ -82,8 +85,7 @@ pub fn start(
         failed: None,
         end_at: None,
         sweep: true,
-        problem: None,
-        strangers: None,
+        problems: Problems::new(board),
         board: Arc::clone(board),
     };
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -115,6 +117,33 @@ fn listen(mut monitor: NftMonitor, look: &AtomicBool, wake: &Wake) {
     }
 }
 
+/// What is wrong, by what it is about, as it hangs on the board: each once, and no longer than it is so.
+struct Problems {
+    board: Arc<Board>,
+    hung: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+impl Problems {
+    fn new(board: &Arc<Board>) -> Self {
+        Self {
+            board: Arc::clone(board),
+            hung: BTreeMap::new(),
+        }
+    }
+
+    /// These take the place of those that were hung about the same before.
+    fn put(&mut self, about: &'static str, now: BTreeSet<String>) {
+        let before = self.hung.remove(about).unwrap_or_default();
+        for gone in before.difference(&now) {
+            self.board.set_problem(gone, false);
+        }
+        for new in now.difference(&before) {
+            self.board.set_problem(new, true);
+        }
+        self.hung.insert(about, now);
+    }
+}
+
 struct Enforcer {
     model: Model,
     role: PolicyRole,
@@ -135,10 +164,8 @@ struct Enforcer {
     end_at: Option<Instant>,
     /// Counters that nobody counts with may be deleted.
     sweep: bool,
-    /// What failed, as it hangs on the board.
-    problem: Option<String>,
-    /// The pods that cannot be adopted, as they hang there.
-    strangers: Option<String>,
+    /// What is wrong, as it hangs on the board.
+    problems: Problems,
     board: Arc<Board>,
 }
 
@@ -199,8 +226,9 @@ impl Enforcer {
             }
         }
         if self.end_at.is_some_and(|at| now >= at) {
-            self.end_at = None;
             let ended = self.end_denied();
+            // Again with the next look: what is not ended now would go on until another change.
+            self.end_at = ended.is_err().then(|| now + PERIOD);
             self.tell_beside("connections that policy forbids may go on", ended);
         }
         // Until everything is laid again the counters of an earlier agent are in use.
@@ -212,10 +240,9 @@ impl Enforcer {
     }
 
     /// A failure of what goes on beside: what is in the kernel is as the model wants it, and nothing is laid anew for it.
-    fn tell_beside(&self, what: &str, outcome: podspan_kernel::Result<()>) {
-        if let Err(error) = outcome {
-            self.board.set_problem(&format!("{what}: {error}"), true);
-        }
+    fn tell_beside(&mut self, what: &'static str, outcome: podspan_kernel::Result<()>) {
+        let told = outcome.err().map(|error| format!("{what}: {error}"));
+        self.problems.put(what, told.into_iter().collect());
     }
 
     fn tell(&mut self, outcome: podspan_kernel::Result<()>, now: Instant) {
@@ -223,7 +250,7 @@ impl Enforcer {
             Ok(()) if self.failed.is_none() => {
                 let taken = std::mem::take(&mut self.taken);
                 self.board.metrics.policy.told.inc_by(taken);
-                self.mended();
+                self.problems.put(KERNEL, BTreeSet::new());
             }
             Ok(()) => {}
             Err(error) => {
@@ -235,7 +262,8 @@ impl Enforcer {
                     self.failed = now.checked_sub(AGAIN).or(Some(now));
                 } else {
                     self.failed = Some(now);
-                    self.problem(&error.to_string());
+                    let told = format!("{KERNEL}: {error}");
+                    self.problems.put(KERNEL, BTreeSet::from([told]));
                 }
             }
         }
@@ -251,16 +279,8 @@ impl Enforcer {
     /// What fails is tried again with the next look of the period; what is enforced already is not held up by it.
     fn adopt(&mut self) {
         let nft = self.dataplane.nft();
-        let adopted = adopt::adopt(nft, &self.model, &self.attachments, &self.data_dir);
-        let told = adopted.unwrap_or_else(|error| Some(format!("policy: {error:#}")));
-        if self.strangers != told {
-            for (problem, is_there) in [(&self.strangers, false), (&told, true)] {
-                if let Some(problem) = problem {
-                    self.board.set_problem(problem, is_there);
-                }
-            }
-            self.strangers = told;
-        }
+        let told = adopt::adopt(nft, &self.model, &self.attachments, &self.data_dir);
+        self.problems.put("pods without chains", told);
     }
 
     /// Says which counter is whose.
@@ -279,21 +299,6 @@ impl Enforcer {
         };
         let all = counters.filter_map(series).collect();
         self.board.metrics.policy.denied.put(all);
-    }
-
-    fn problem(&mut self, error: &str) {
-        if self.problem.as_deref() == Some(error) {
-            return;
-        }
-        self.mended();
-        self.board.set_problem(&format!("policy: {error}"), true);
-        self.problem = Some(error.to_owned());
-    }
-
-    fn mended(&mut self) {
-        if let Some(error) = self.problem.take() {
-            self.board.set_problem(&format!("policy: {error}"), false);
-        }
     }
 
     fn see_attachments(&mut self) -> podspan_kernel::Result<()> {

@@ -13,7 +13,7 @@ use crate::operation::{is_ready, metric};
 use crate::traffic::Place;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const OPERATION: &str = "listen = \"127.0.0.1:9470\"\n";
+pub const OPERATION: &str = "listen = \"127.0.0.1:9470\"\n";
 
 fn pod(name: &str, ip: &str) -> Value {
     json!({"kind": "Pod", "metadata": {"namespace": "shop", "name": name, "labels": {"app": name}},
@@ -21,7 +21,7 @@ fn pod(name: &str, ip: &str) -> Value {
 }
 
 /// Nobody may send `db` anything.
-fn isolates(policy: &str) -> Value {
+pub fn isolates(policy: &str) -> Value {
     json!({"kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": policy},
         "spec": {"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Ingress"]}})
 }
@@ -35,7 +35,7 @@ fn denies() -> Value {
 }
 
 impl Machine {
-    fn policies(&self, policies: &[Value]) {
+    pub fn policies(&self, policies: &[Value]) {
         let mut items = vec![
             json!({"kind": "Namespace", "metadata": {"name": "shop", "labels": {"ns": "shop"}}}),
             pod("web", "10.0.1.2"),
@@ -48,7 +48,7 @@ impl Machine {
         std::fs::rename(self.path("policy.new"), self.path("policy.json")).unwrap();
     }
 
-    fn ready(&self) -> Agent<'_> {
+    pub fn ready(&self) -> Agent<'_> {
         let agent = self.start("agent");
         self.until("ready", is_ready);
         self.until_routes(&THREE_NODES);
@@ -57,7 +57,7 @@ impl Machine {
     }
 
     /// `web`, `db` and `cache`, whose policies are known.
-    fn pods(&self) -> [Place; 3] {
+    pub fn pods(&self) -> [Place; 3] {
         ["web", "db", "cache"].map(|name| self.pod_named("shop", name))
     }
 
@@ -69,14 +69,14 @@ impl Machine {
     }
 }
 
-fn counted(pod: &str, policy: &str) -> Option<f64> {
+pub fn counted(pod: &str, policy: &str) -> Option<f64> {
     metric(&format!(
         "podspan_policy_denied_packets_total{{namespace=\"shop\",pod=\"{pod}\",direction=\"ingress\",policy=\"{policy}\"}}"
     ))
 }
 
 /// Sends datagrams, which nobody answers. Each is the first of a connection of its own.
-fn send(from: &Place, to: &str, number: usize) {
+pub fn send(from: &Place, to: &str, number: usize) {
     from.run(|| {
         for _ in 0..number {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -85,7 +85,7 @@ fn send(from: &Place, to: &str, number: usize) {
     });
 }
 
-const ONE: &str = "NetworkPolicy shop/one";
+pub const ONE: &str = "NetworkPolicy shop/one";
 const CLUSTER: &str = "ClusterNetworkPolicy no-99";
 
 #[test]

@@ -24,4 +24,5 @@ mod routed;
 mod scale;
 mod services;
 mod traffic;
+mod untold;
 mod vxlan;

@@ -13,7 +13,9 @@
 mod object;
 
 mod asked;
+mod away;
 mod cases;
+mod first;
 mod json;
 mod packets;
 mod prober;

@@ -3,7 +3,8 @@
 //!
 //! Here are all groups, and of the cases every so many; `PODSPAN_POLICY_ALL=1` asks all of them.
 
-mod network;
+pub mod network;
+pub mod witness;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! Two nodes on one segment, each with the real agent, and pods by the real plugin: who enforces what a case's objects say.
 //!
 //! The agents follow one file with all objects. What they tell in their metrics says when it is in force, so that a question is asked
-//! once, and an answer that came too early is none that a second try hides.
+//! once, and an answer that came too early is none that a second try hides. An agent may be killed, stopped and started again, also
+//! another executable; each counts what it told from its own start.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -46,19 +47,26 @@ pub struct Network {
     /// Who asks, and answers.
     pub pods: BTreeMap<Key, Peer>,
     version: usize,
-    told: usize,
+    /// How much the file tells.
+    listed: usize,
 }
 
 /// A machine with the agent.
 pub struct Node {
-    name: &'static str,
-    netns: Netns,
+    pub name: &'static str,
+    pub netns: Netns,
     directory: PathBuf,
+    /// What is started as the agent.
+    pub executable: PathBuf,
     agent: Option<Child>,
+    /// How much the agent has been told since its start, and how long the log was then.
+    told: usize,
+    logged: usize,
 }
 
 /// A pod, of a node's network or its own.
 pub struct Peer {
+    pub netns: Netns,
     pub asker: Asker,
     _server: Server,
     /// A pod is a place where a process is: whoever looks for its network finds it by that.
@@ -72,16 +80,19 @@ impl Drop for Peer {
     }
 }
 
+/// A path that leads to it, as long as the value lives.
 fn path(netns: &Netns) -> PathBuf {
     let descriptor = netns.as_fd().as_raw_fd();
     format!("/proc/{}/fd/{descriptor}", std::process::id()).into()
 }
 
-fn again(netns: &Netns) -> Netns {
+/// The same once more.
+pub fn again(netns: &Netns) -> Netns {
     Netns::open(path(netns)).unwrap()
 }
 
-fn new_netns() -> Netns {
+/// A network namespace, of a machine or a pod.
+pub fn new_netns() -> Netns {
     let make = || {
         let _ns = TestNs::new();
         // Neighbours of IPv6 are asked from a link-local address, which must be usable at once.
@@ -106,7 +117,7 @@ fn podspan() -> Command {
 }
 
 /// Beside its place, then renamed.
-fn replace(file: &Path, content: &str) {
+pub fn replace(file: &Path, content: &str) {
     let new = file.with_extension("new");
     std::fs::write(&new, content).unwrap();
     std::fs::rename(new, file).unwrap();
@@ -136,16 +147,46 @@ impl Node {
             name,
             netns,
             directory: own,
+            executable: env!("CARGO_BIN_EXE_podspan").into(),
             agent: None,
+            told: 0,
+            logged: 0,
         }
     }
 
+    /// The file with the agent's configuration.
+    pub fn config(&self) -> PathBuf {
+        self.directory.join("agent.toml")
+    }
+
     fn start_agent(&mut self) {
-        let log = std::fs::File::create(self.directory.join("log")).unwrap();
-        let mut command = podspan();
+        assert!(self.agent.is_none(), "{} has an agent", self.name);
+        self.logged = self.log().len();
+        let mut log = std::fs::File::options();
+        let log = log
+            .append(true)
+            .create(true)
+            .open(self.directory.join("log"));
+        let mut command = Command::new(&self.executable);
         command.arg("agent").arg("--config");
-        command.arg(self.directory.join("agent.toml")).stderr(log);
+        command.arg(self.config()).stderr(log.unwrap());
         self.agent = Some(self.netns.run(|| command.spawn().unwrap()).unwrap());
+    }
+
+    /// The agent is gone, in the middle of whatever it did.
+    pub fn kill_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// The agent has ended, as SIGTERM asks it to.
+    pub fn stop_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        let pid = agent.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.unwrap().success());
+        assert_eq!(agent.wait().unwrap().code(), Some(0), "{}", self.log());
     }
 
     /// What the agent answers, none when it does not.
@@ -168,12 +209,18 @@ impl Node {
         lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
+    /// What the agent said since its start.
+    pub fn log_of_agent(&self) -> String {
+        self.log().split_off(self.logged)
+    }
+
+    /// What all agents said so far.
     fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// Runs the plugin as the conflist of the agent has it.
-    fn add(&self, netns: &Netns, pod: &Pod) {
+    /// Starts the plugin as the conflist of the agent has it; the pod asks for its addresses.
+    pub fn plugin(&self, command: &str, netns: &Netns, pod: &Pod) -> Child {
         let conflist = self.directory.join("net.d/10-podspan.conflist");
         let conflist: Value = serde_json::from_slice(&std::fs::read(conflist).unwrap()).unwrap();
         let mut conf = conflist["plugins"][0].clone();
@@ -189,7 +236,7 @@ impl Node {
         );
         let mut process = Command::new(plugins().join("podspan-cni"));
         process.envs([
-            ("CNI_COMMAND", "ADD"),
+            ("CNI_COMMAND", command),
             ("CNI_IFNAME", "eth0"),
             ("CNI_PATH", "/nowhere"),
             ("CNI_ARGS", &args),
@@ -200,10 +247,11 @@ impl Node {
         let mut child = self.netns.run(|| process.spawn().unwrap()).unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(conf.to_string().as_bytes()).unwrap();
-        drop(stdin);
-        let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "ADD {}: {said}", name(&pod.key));
+        child
+    }
+
+    fn add(&self, netns: &Netns, pod: &Pod) {
+        let said = finish_plugin(self.plugin("ADD", netns, pod));
         for address in pod.addresses.iter() {
             assert!(said.contains(&format!("\"{address}/")), "{address}: {said}");
         }
@@ -275,6 +323,7 @@ impl Network {
         std::fs::write(directory.path().join("nodes.toml"), entries).unwrap();
         std::fs::write(directory.path().join("policy.json"), "{\"items\": []}").unwrap();
         for node in &mut nodes {
+            node.told = BEGINS_AND_ENDS;
             node.start_agent();
         }
         let network = Self {
@@ -282,7 +331,7 @@ impl Network {
             nodes,
             pods: BTreeMap::new(),
             version: 0,
-            told: BEGINS_AND_ENDS,
+            listed: BEGINS_AND_ENDS,
         };
         network.until("ready", |node| node.get("/readyz").is_some());
         network.until_in_force();
@@ -299,7 +348,8 @@ impl Network {
         network
     }
 
-    fn until(&self, what: &str, so: impl Fn(&Node) -> bool) {
+    /// Waits until it is so of both nodes.
+    pub fn until(&self, what: &str, so: impl Fn(&Node) -> bool) {
         let begin = Instant::now();
         for node in &self.nodes {
             while !so(node) {
@@ -313,12 +363,24 @@ impl Network {
         }
     }
 
-    fn until_in_force(&self) {
+    /// Waits until both agents have in force what the file says.
+    pub fn until_in_force(&self) {
         self.until("up to date", |node| {
             let told = node.metric("podspan_policy_told_in_force_total");
-            assert!(told.is_none_or(|told| told <= self.told), "{told:?}");
-            told == Some(self.told)
+            assert!(told.is_none_or(|told| told <= node.told), "{told:?}");
+            told == Some(node.told)
         });
+    }
+
+    /// Starts a node's agent, which has not been told anything yet.
+    pub fn start_agent(&mut self, node: usize) {
+        self.nodes[node].told = self.listed;
+        self.nodes[node].start_agent();
+    }
+
+    /// The file that both agents follow.
+    pub fn policy_file(&self) -> PathBuf {
+        self.directory.path().join("policy.json")
     }
 
     /// Makes the pod, and who answers in it on what the cluster says that it serves.
@@ -340,6 +402,7 @@ impl Network {
         let serves = cluster.serves(pod);
         let server = Server::start(again(&netns), &name(&pod.key), &addresses, serves).unwrap();
         let peer = Peer {
+            netns: again(&netns),
             asker: Asker::new(netns),
             _server: server,
             process,
@@ -353,9 +416,17 @@ impl Network {
         let objects = told
             .iter()
             .filter(|change| !matches!(change, Change::Begin(_) | Change::End(_)));
-        let items: Vec<_> = objects.map(|change| to_json::change(change).1).collect();
+        let items = objects.filter_map(|change| to_json::change(change).1);
+        self.enforce_objects(&items.collect::<Vec<_>>());
+    }
+
+    /// Both agents have in force what these objects say when this returns.
+    pub fn enforce_objects(&mut self, items: &[Value]) {
         self.version += 1;
-        self.told += items.len() + BEGINS_AND_ENDS;
+        self.listed = items.len() + BEGINS_AND_ENDS;
+        for node in &mut self.nodes {
+            node.told += self.listed;
+        }
         // The version has the agents take a file that says the same as before for a new one.
         let list = json!({
             "apiVersion": "v1",
@@ -363,10 +434,7 @@ impl Network {
             "metadata": {"resourceVersion": self.version.to_string()},
             "items": items,
         });
-        replace(
-            &self.directory.path().join("policy.json"),
-            &list.to_string(),
-        );
+        replace(&self.policy_file(), &list.to_string());
         self.until_in_force();
     }
 
@@ -375,6 +443,15 @@ impl Network {
         let named = |node: &&Node| pod.node.as_deref() == Some(node.name);
         self.nodes.iter().find(named).unwrap()
     }
+}
+
+/// What the plugin printed, which must succeed.
+#[track_caller]
+pub fn finish_plugin(child: Child) -> String {
+    let output = finish(child);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "the plugin failed: {said}");
+    said
 }
 
 /// What a child that is started printed, and its status.
