@@ -136,11 +136,18 @@ class Policies(Case):
                 self.podspan.wait_for_agent(server.node)
                 time.sleep(2)
 
-    def test_what_is_in_force_stays_while_podspan_is_upgraded_and_downgraded(self):
+    def test_podspan_is_upgraded_and_downgraded_and_what_is_in_force_stays(self):
         [server, friend, *strangers] = self.friends_and_strangers()
         with self.assert_in_force(server, friend, strangers):
             for reference in (self.podspan.next_reference, self.podspan.reference):
                 self.podspan.change_image(reference)
+                [late] = self.pods(late=server.node)
+                for stranger in strangers:
+                    for own, address in zip(late.addresses, stranger.addresses, strict=True):
+                        self.assert_served(stranger.name, address, netns=late.netns, seen_from=own)
+                self.assert_closed_to(late, server)
+                late.delete()
+                late.wait_until_gone()
 
     def test_what_is_in_force_stays_while_the_api_server_is_gone_and_an_address_comes_to_another_pod(self):
         [server, friend, *strangers] = self.friends_and_strangers()
@@ -166,13 +173,13 @@ class Policies(Case):
                 self.assert_closed_to(new, server)
 
     def friends_and_strangers(self):
-        """A server whom only friends reach, a friend, and a stranger on each of their nodes; the policy is in force."""
-        [server_node, _, friend_node] = self.nodes
+        """A server whom only friends reach, a friend on another node, and strangers on the first and the last; all is in force."""
+        [server_node, friend_node, last] = self.nodes
         self.policy("friends", {"podSelector": {"matchLabels": {"role": "server"}}, "ingress": [
             {"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}]}]})
         [server, friend] = [self.labelled(role, node, role=role)
                             for role, node in (("server", server_node), ("friend", friend_node))]
-        strangers = self.pods(near=server_node, far=friend_node)
+        strangers = self.pods(near=server_node, far=last)
         for asker in strangers:
             self.assert_closed_to(asker, server)
         self.assert_open(friend, server)
@@ -180,18 +187,19 @@ class Policies(Case):
 
     @contextlib.contextmanager
     def assert_in_force(self, server, friend, strangers):
-        """While it is entered: the friend loses no datagram and no connection, and opens new ones; strangers open none."""
+        """While it is entered: the friend loses no datagram and no connection, and opens new ones; strangers open none to the
+        server, and lose no datagram among each other."""
         talk = Talk(friend, server)
         self.addCleanup(talk.close)
         with contextlib.ExitStack() as stack:
             allowed = stack.enter_context(Trying(friend, server, SILENCE))
             denied = [stack.enter_context(Trying(stranger, server, 0.1)) for stranger in strangers]
-            traffic = stack.enter_context(Traffic((friend, server)))
+            traffic = stack.enter_context(Traffic((friend, server), strangers, strangers[::-1]))
             yield
             self.assertTrue(talk.goes_on())
-        print(f"{traffic.sent()} datagrams and {len(allowed.outcomes)} connections of a friend, "
+        print(f"{traffic.sent()} datagrams, {len(allowed.outcomes)} connections of a friend, "
               f"{sum(len(each.outcomes) for each in denied)} attempts of strangers, ", end="")
-        self.assertEqual(traffic.lost(), {}, "datagrams of the friend that were lost")
+        self.assertEqual(traffic.lost(), {}, "datagrams lost on the way to those addresses and back")
         self.assertEqual(set(allowed.outcomes), {True}, "new connections of the friend")
         for stranger, each in zip(strangers, denied):
             self.assertEqual(set(each.outcomes), {False}, f"connections of {stranger.name}")

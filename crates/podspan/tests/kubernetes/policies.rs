@@ -100,9 +100,12 @@ impl<'a> Shop<'a> {
         false
     }
 
-    fn until(&self, what: &str, from: Whom, to: Whom, reaches: bool) {
-        self.machine
-            .until(what, || self.reaches(from, to) == reaches);
+    fn until_open(&self, what: &str, from: Whom, to: Whom) {
+        self.machine.until(what, || self.reaches(from, to));
+    }
+
+    fn until_closed(&self, what: &str, from: Whom, to: Whom) {
+        self.machine.until(what, || !self.reaches(from, to));
     }
 
     /// Pods of the namespaces with that label may ask `web`; `client` is to be asked by nobody.
@@ -146,11 +149,11 @@ impl<'a> Shop<'a> {
         self.plug();
         self.give_address("web", WEB.1);
         self.give_address("client", CLIENT.1);
-        self.until("the client is allowed", CLIENT, WEB, true);
+        self.until_open("the client is allowed", CLIENT, WEB);
         assert!(!self.reaches(FAR, WEB));
         assert!(!self.reaches(WEB, CLIENT));
         self.give_address("far", FAR.1);
-        self.until("a pod with an address is allowed", FAR, WEB, true);
+        self.until_open("a pod with an address is allowed", FAR, WEB);
     }
 }
 
@@ -164,12 +167,12 @@ fn objects_of_every_kind_are_followed_and_the_kind_that_need_not_be_there_too() 
     // They change.
     let n = |n: &str| json!({"metadata": {"labels": {"n": n}}});
     shop.plane.patch(NAMESPACES, "shop", &n("2"));
-    shop.until("labels of a namespace change", CLIENT, WEB, false);
+    shop.until_closed("labels of a namespace change", CLIENT, WEB);
     assert!(!shop.reaches(FAR, WEB));
     let from = json!([{"namespaceSelector": {"matchLabels": {"n": "2"}}}]);
     let ingress = json!({"spec": {"ingress": [{"from": from}]}});
     shop.plane.patch(POLICIES, "web", &ingress);
-    shop.until("a policy changes", CLIENT, WEB, true);
+    shop.until_open("a policy changes", CLIENT, WEB);
     assert!(shop.reaches(FAR, WEB));
 
     // A kind that comes while the agent is not there.
@@ -180,12 +183,12 @@ fn objects_of_every_kind_are_followed_and_the_kind_that_need_not_be_there_too() 
     let zone = json!({"metadata": {"labels": {"zone": "x"}}});
     assert!(shop.reaches(CLIENT, NODE2));
     shop.plane.patch(NODES, "node2", &zone);
-    shop.until("labels of a node change", CLIENT, NODE2, false);
+    shop.until_closed("labels of a node change", CLIENT, NODE2);
     assert!(shop.reaches(CLIENT, WEB));
 
     // And goes while it is.
     shop.plane.delete(DEFINITIONS, CLUSTER_POLICIES_DEFINITION);
-    shop.until("the kind is gone", CLIENT, NODE2, true);
+    shop.until_open("the kind is gone", CLIENT, NODE2);
     assert!(!shop.reaches(WEB, CLIENT));
     let log = shop.machine.log();
     assert!(!log.contains("ClusterNetworkPolicies"), "{log}");
@@ -207,10 +210,10 @@ fn a_server_that_was_away_or_has_forgotten_takes_nothing_away_but_what_is_gone()
     shop.plane.order("start");
     let nobody = json!({"spec": {"ingress": []}});
     shop.plane.patch(POLICIES, "web", &nobody);
-    shop.until("caught up", CLIENT, WEB, false);
+    shop.until_closed("caught up", CLIENT, WEB);
     let anybody = json!({"spec": {"ingress": [{"from": [{"podSelector": {}}]}]}});
     shop.plane.patch(POLICIES, "web", &anybody);
-    shop.until("mended", CLIENT, WEB, true);
+    shop.until_open("mended", CLIENT, WEB);
     assert!(shop.reaches(FAR, WEB));
     assert!(!shop.reaches(WEB, CLIENT));
 
@@ -224,7 +227,7 @@ fn a_server_that_was_away_or_has_forgotten_takes_nothing_away_but_what_is_gone()
     assert!(!shop.reaches(WEB, CLIENT));
     assert!(shop.reaches(FAR, WEB));
     agent.signal("-CONT");
-    shop.until("a policy is gone", WEB, CLIENT, true);
-    shop.until("a pod is gone", FAR, WEB, false);
+    shop.until_open("a policy is gone", WEB, CLIENT);
+    shop.until_closed("a pod is gone", FAR, WEB);
     assert!(shop.reaches(CLIENT, WEB));
 }
