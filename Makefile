@@ -136,7 +136,7 @@ debian-packages-bench: debian-packages
 debian-packages-instructions:
 	@tools/need ip:iproute2 unshare:util-linux valgrind:valgrind
 
-# It reads manifests for a second: what is not optimized is built sooner.
+# It reads manifests for two seconds: what is not optimized is built sooner.
 $(TOOLS)/bin/cargo-deny:
 	CARGO_PROFILE_DEV_DEBUG=false $(CARGO) install --debug --locked --version $(CARGO_DENY) --root $(TOOLS) cargo-deny
 
