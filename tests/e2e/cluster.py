@@ -166,7 +166,8 @@ class Cluster:
         for node in self.nodes:
             for command in ("ip -4 route", "ip -6 route", "ip neigh"):
                 print(f"--- {node.name}: {command}", node.run(command), sep="\n")
-        for log in sorted(self.home.glob("**/log/*.log")):
+        # Not below the nodes' disks, where files come and go.
+        for log in sorted([*self.home.glob("control/log/*.log"), *self.home.glob("nodes/*/log/*.log")]):
             print(f"--- {log}", *log.read_text(errors="replace").splitlines()[-8:], sep="\n")
 
     def entries(self):

@@ -185,10 +185,10 @@ class Node:
         return self.path(paths[0].removeprefix("/var")) if paths and paths[0] else self.netns
 
     def set_static_pod(self, name, document):
-        """A pod that the kubelet runs from a file; none ends it."""
+        """A pod that the kubelet runs from a file; none ends it, if it is there."""
         place = self.path(STATIC_PODS) / f"{name}.json"
         if document is None:
-            return place.unlink()
+            return place.unlink(missing_ok=True)
         draft = place.with_name(f".{name}")
         draft.write_text(json.dumps({"apiVersion": "v1"} | document))
         draft.rename(place)

@@ -13,6 +13,8 @@ MANIFEST = ROOT / "deploy/podspan.yaml"
 NAMESPACE = "kube-system"
 NAME = "podspan"
 CONFLIST = "/etc/cni/net.d/10-podspan.conflist"
+# A file for each address that has an owner.
+ALLOCATIONS = "/run/podspan/ipam/podspan"
 
 
 class Podspan:
@@ -80,4 +82,4 @@ class Podspan:
 
     def addresses(self, node):
         """Those that have an owner on the node's disk."""
-        return set(machine.addresses_in(node.path("/run/podspan/ipam/podspan")))
+        return set(machine.addresses_in(node.path(ALLOCATIONS)))

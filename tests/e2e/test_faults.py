@@ -117,16 +117,6 @@ class Faults(Case):
             self.assertTrue(late.addresses[0].startswith("10.244.77."), late.addresses)
             self.assert_all_talk([*pods, late])
 
-    def test_podspan_is_upgraded_and_downgraded(self):
-        pods = self.one_pod_a_node()
-        for reference in (self.podspan.next_reference, self.podspan.reference):
-            with self.subTest(reference), self.assert_no_packet_lost(pods):
-                self.podspan.change_image(reference)
-                late = self.cluster.create_pod("late", self.nodes[0]).wait_until_ready()
-                self.assert_all_talk([*pods, late])
-                late.delete()
-                late.wait_until_gone()
-
     def wait_for_routes(self, node, other, subnets):
         """`ip` says which pods `node` reaches through `other`."""
 

@@ -1,5 +1,7 @@
 """Who may talk to whom: NetworkPolicies, with pods that come and go, traffic that runs, and a proxy between."""
 
+import contextlib
+import ipaddress
 import itertools
 import socket
 import threading
@@ -9,7 +11,9 @@ import machine
 from cases import Case
 from cluster import pod_document, pod_spec
 from kube import wait_for
+from podspan import ALLOCATIONS
 from test_pods import PROBE
+from traffic import Traffic
 
 # How long an asker waits that is not to be answered, in seconds: SYNs go at once and after one second.
 SILENCE = 1.5
@@ -125,32 +129,133 @@ class Policies(Case):
         self.assertTrue(is_open(address, 8080, client.netns))
 
     def test_what_is_in_force_stays_while_agents_are_killed(self):
-        [asker, friend, server] = self.pods(asker=self.nodes[1], friend=self.nodes[2], server=self.nodes[0])
-        self.api.patch("Pod", "server", {"metadata": {"labels": {"name": "server"}}})
-        self.api.patch("Pod", "friend", {"metadata": {"labels": {"name": "friend"}}})
-        self.policy("friends", {"podSelector": {"matchLabels": {"name": "server"}}, "ingress": [
-            {"from": [{"podSelector": {"matchLabels": {"name": "friend"}}}]}]})
-        self.until_closed(asker, server)
+        [server, friend, *strangers] = self.friends_and_strangers()
+        with self.assert_in_force(server, friend, strangers):
+            for _ in range(3):
+                self.podspan.kill_agent(server.node)
+                self.podspan.wait_for_agent(server.node)
+                time.sleep(2)
+
+    def test_podspan_is_upgraded_and_downgraded_and_what_is_in_force_stays(self):
+        [server, friend, *strangers] = self.friends_and_strangers()
+        with self.assert_in_force(server, friend, strangers):
+            for reference in (self.podspan.next_reference, self.podspan.reference):
+                self.podspan.change_image(reference)
+                [late] = self.pods(late=server.node)
+                for stranger in strangers:
+                    for own, address in zip(late.addresses, stranger.addresses, strict=True):
+                        self.assert_served(stranger.name, address, netns=late.netns, seen_from=own)
+                self.assert_closed_to(late, server)
+                late.delete()
+                late.wait_until_gone()
+
+    def test_what_is_in_force_stays_while_the_api_server_is_gone_and_an_address_comes_to_another_pod(self):
+        [server, friend, *strangers] = self.friends_and_strangers()
+        node = strangers[1].node
+        with self.static_pod("old", node, role="friend") as old:
+            # Known to the API, which is how the others' agents learn of it.
+            self.cluster.pod(old.name)
+            self.assert_open(old, server)
+            subnets = self.subnets(node)
+            with self.assert_in_force(server, friend, strangers), contextlib.ExitStack() as stack:
+                with self.nothing_is_free(node, subnets):
+                    self.cluster.kill_api_server()
+                    node.set_static_pod("old", None)
+                    wait_for(lambda: old.addresses[0] not in self.podspan.addresses(node), "the address is free")
+                    new = stack.enter_context(self.static_pod("new", node))
+                self.assertEqual(new.addresses[0], old.addresses[0])
+                for address in new.addresses:
+                    self.assert_served(new.name, address, netns=node.netns)
+                self.assert_closed_to(new, server)
+                self.cluster.start_api_server()
+                # The agents have caught up when they know a new friend.
+                self.assert_open(self.labelled("late", node, role="friend"), server)
+                self.assert_closed_to(new, server)
+
+    def friends_and_strangers(self):
+        """A server whom only friends reach, a friend on another node, and strangers on the first and the last; all is in force."""
+        [server_node, friend_node, last] = self.nodes
+        self.policy("friends", {"podSelector": {"matchLabels": {"role": "server"}}, "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}]}]})
+        [server, friend] = [self.labelled(role, node, role=role)
+                            for role, node in (("server", server_node), ("friend", friend_node))]
+        strangers = self.pods(near=server_node, far=last)
+        for asker in strangers:
+            self.assert_closed_to(asker, server)
+        self.assert_open(friend, server)
+        return [server, friend, *strangers]
+
+    @contextlib.contextmanager
+    def assert_in_force(self, server, friend, strangers):
+        """While it is entered: the friend loses no datagram and no connection, and opens new ones; strangers open none to the
+        server, and lose no datagram among each other."""
         talk = Talk(friend, server)
         self.addCleanup(talk.close)
-        passed, is_over = [], threading.Event()
+        with contextlib.ExitStack() as stack:
+            allowed = stack.enter_context(Trying(friend, server, SILENCE))
+            denied = [stack.enter_context(Trying(stranger, server, 0.1)) for stranger in strangers]
+            traffic = stack.enter_context(Traffic((friend, server), strangers, strangers[::-1]))
+            yield
+            self.assertTrue(talk.goes_on())
+        print(f"{traffic.sent()} datagrams, {len(allowed.outcomes)} connections of a friend, "
+              f"{sum(len(each.outcomes) for each in denied)} attempts of strangers, ", end="")
+        self.assertEqual(traffic.lost(), {}, "datagrams lost on the way to those addresses and back")
+        self.assertEqual(set(allowed.outcomes), {True}, "new connections of the friend")
+        for stranger, each in zip(strangers, denied):
+            self.assertEqual(set(each.outcomes), {False}, f"connections of {stranger.name}")
 
-        def ask():
-            while not is_over.is_set():
-                passed.extend(address for address in server.addresses if is_open(address, 80, asker.netns, 0.1))
-
-        thread = threading.Thread(target=ask)
-        thread.start()
+    @contextlib.contextmanager
+    def static_pod(self, name, node, **labels):
+        """While it is entered: a pod that the kubelet runs from a file, API server or not, as containerd knows it."""
+        node.set_static_pod(name, pod_document(name, labels=labels))
         try:
-            for _ in range(3):
-                self.podspan.kill_agent(self.nodes[0])
-                self.podspan.wait_for_agent(self.nodes[0])
-                time.sleep(2)
+            full_name = f"{name}-{node.name}"
+            sandbox = wait_for(lambda: node.sandbox(full_name), f"{full_name} runs", node.daemons["kubelet"].last_words)
+            yield StaticPod(full_name, node.sandbox_addresses(sandbox), node.sandbox_netns(sandbox))
         finally:
-            is_over.set()
-            thread.join()
-        self.assertEqual(passed, [])
-        self.assertTrue(talk.goes_on())
+            node.set_static_pod(name, None)
+
+    @contextlib.contextmanager
+    def nothing_is_free(self, node, subnets):
+        """While it is entered: each IPv4 address of the node belongs to somebody, so that the next pod gets the next one freed."""
+        directory = node.path(ALLOCATIONS)
+        [addresses] = [network.hosts() for network in map(ipaddress.ip_network, subnets) if network.version == 4]
+        free = [file for file in (directory / str(address) for address in addresses) if not file.exists()]
+        for file in free:
+            file.write_text("somebody\r\neth0")
+        try:
+            yield
+        finally:
+            for file in free:
+                file.unlink()
+
+
+class StaticPod:
+    """A pod that needs no API server."""
+
+    def __init__(self, name, addresses, netns):
+        self.name, self.addresses, self.netns = name, addresses, netns
+
+
+class Trying:
+    """While it is entered, a pod connects to another's addresses again and again; `outcomes` has whether it could."""
+
+    def __init__(self, asker, server, patience):
+        self.asker, self.server, self.patience = asker, server, patience
+        self.outcomes, self.is_over = [], threading.Event()
+        self.thread = threading.Thread(target=self.go_on, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.is_over.set()
+        self.thread.join()
+
+    def go_on(self):
+        while not self.is_over.wait(0.05):
+            self.outcomes += [is_open(address, 80, self.asker.netns, self.patience) for address in self.server.addresses]
 
 
 class Talk:

@@ -26,4 +26,11 @@ mod machine;
 mod monitor;
 #[allow(dead_code, reason = "shared with the benchmark")]
 mod plane;
+mod policies;
 mod told;
+#[allow(
+    dead_code,
+    reason = "shared with the tests of the agent with a nodes file"
+)]
+#[path = "../agent/traffic.rs"]
+mod traffic;

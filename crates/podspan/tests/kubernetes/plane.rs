@@ -222,10 +222,28 @@ impl Plane {
         list["items"].as_array().unwrap().clone()
     }
 
-    pub fn delete(&self, path: &str, name: &str) {
-        let request = Request::new(path)
-            .delete(name, &DeleteParams::default())
+    /// Whether the server knows what is there.
+    pub fn serves(&self, path: &str) -> bool {
+        let request = Request::new(path).list(&ListParams::default()).unwrap();
+        self.runtime
+            .block_on(self.client.request_text(request))
+            .is_ok()
+    }
+
+    /// Changes an object as a merge patch says.
+    pub fn patch(&self, path: &str, name: &str, patch: &Value) {
+        let request = Request::new(path);
+        let request = request.patch(name, &PatchParams::default(), &Patch::Merge(patch));
+        let _: Value = self
+            .runtime
+            .block_on(self.client.request(request.unwrap()))
             .unwrap();
+    }
+
+    /// At once, also a pod, which otherwise waits for its kubelet.
+    pub fn delete(&self, path: &str, name: &str) {
+        let params = DeleteParams::default().grace_period(0);
+        let request = Request::new(path).delete(name, &params).unwrap();
         let _: Value = self.runtime.block_on(self.client.request(request)).unwrap();
     }
 

@@ -8,11 +8,9 @@ use serde_json::{Value, json};
 use super::super::server::Server;
 use super::super::{Follower, News};
 use super::*;
-use crate::config::KubernetesConfig;
 use crate::events;
 
 mod memory;
-mod real;
 
 const NODES: &str = "/api/v1/nodes";
 const KINDS: [Kind; 5] = [
@@ -54,10 +52,6 @@ struct Taker {
 
 impl Taker {
     fn follow(server: &Server) -> Self {
-        Self::of(&server.config())
-    }
-
-    fn of(config: &KubernetesConfig) -> Self {
         let (events, receiver) = std::sync::mpsc::sync_channel(16);
         let sent = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&sent);
@@ -66,7 +60,7 @@ impl Taker {
         };
         let (mut sink, changes) = channel(wake);
         sink.absent = Duration::from_millis(100);
-        let follower = super::super::follow(config, &events, Some(sink)).unwrap();
+        let follower = super::super::follow(&server.config(), &events, Some(sink)).unwrap();
         Self {
             changes,
             sent,
