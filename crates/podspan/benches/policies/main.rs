@@ -207,7 +207,11 @@ fn labels(
 ) {
     let change = |round: usize| {
         let (pod, label) = of(round / 2);
-        let app = if round % 2 == 0 { &*label } else { "another" };
+        let app = if round.is_multiple_of(2) {
+            &*label
+        } else {
+            "another"
+        };
         let patch = Patch::Merge(json!({"metadata": {"labels": {"app": app}}}));
         let request = Request::new(path_of(pod));
         let request = request
