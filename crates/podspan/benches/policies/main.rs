@@ -307,12 +307,12 @@ fn packets(paths: &mut [Path; 3], text: &mut String) {
         let medians = [none, ten, all].map(|of| digits(of[number].median()));
         let cost =
             |less: &[Series; 2], more: &[Series; 2]| digits(less[number].ratio_to(&more[number]));
+        let policies = numbers::thousands(NAMESPACES * POLICIES);
         let _ = writeln!(
             text,
-            "| {}, pods of one node: without policy, with 10, with {} policies | {} |\n\
-             | what one costs then: {2} policies to 10, {2} to none, 10 to none | {}, {}, {} |",
+            "| {}, pods of one node: without policy, with 10, with {policies} policies | {} |\n\
+             | what one costs then: with {policies} policies to 10, to none, and 10 to none | {}, {}, {} |",
             task.title(),
-            numbers::thousands(NAMESPACES * POLICIES),
             medians.join(", "),
             cost(ten, all),
             cost(none, all),
