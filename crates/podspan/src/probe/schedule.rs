@@ -13,10 +13,10 @@ use super::{Failure, Outcome, Peer};
 
 /// In a small cluster, everything is tested this often.
 const ROUND_MIN: Duration = Duration::from_secs(30);
-/// In a large one, at the least this often.
-const ROUND_MAX: Duration = Duration::from_secs(600);
-/// Between, each peer adds this: sixteen tests a second.
-const EACH: Duration = Duration::from_millis(60);
+/// In a large one, at the least this often; each way is tested from both its ends.
+const ROUND_MAX: Duration = Duration::from_secs(2400);
+/// Between, each peer adds this: four tests a second, and as many that are answered, are a third of a percent of a core.
+const EACH: Duration = Duration::from_millis(240);
 /// How long after its first failure a peer is tested again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// After the second, doubled with each further one.
@@ -207,18 +207,15 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_ways_are_tested_in_ten_minutes_at_an_even_pace() {
+    fn ten_thousand_ways_are_tested_in_forty_minutes_at_an_even_pace() {
         let mut schedule = Schedule::new(Instant::now());
         let now = Instant::now();
         schedule.follow(&peers(10_000), now);
-        let tests = run(&mut schedule, now, 2400, PASSES);
+        let tests = run(&mut schedule, now, 9600, PASSES);
         assert!(tests[..400].iter().all(|tests| *tests == 25));
-        for round in tests[1200..].chunks(600) {
+        for round in tests[4800..].chunks(2400) {
             assert_eq!(round.iter().sum::<u32>(), 10_000);
-            assert!(
-                round.iter().all(|tests| (4..=25).contains(tests)),
-                "{round:?}"
-            );
+            assert!(round.iter().all(|tests| *tests <= 16), "{round:?}");
         }
     }
 
