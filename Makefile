@@ -98,12 +98,12 @@ bench: debian-packages-bench build
 	$(ISOLATED) $(CARGO) bench --locked --offline -p podspan-cni --bench plugin -- $(BENCH) \
 	  --floor $(CURDIR)/target/$(HOST)/release/examples/floor
 
-# The agent with 5,000 Nodes in a real API server, as root: seven minutes. The figures are on docs/benchmarks.md.
+# The agent with 5,000 Nodes in a real API server, as root: ten minutes. The figures are on docs/benchmarks.md.
 .PHONY: bench-nodes
 bench-nodes: debian-packages debian-packages-e2e build kubernetes
 	$(CARGO) bench --locked --profile dev -p podspan --bench nodes -- --podspan $(CURDIR)/bin/podspan
 
-# 10,000 policies over 50,000 pods in a real API server, as root.
+# 10,000 policies over 50,000 pods in a real API server, as root: four minutes on a machine that does nothing else.
 .PHONY: bench-policies
 bench-policies: debian-packages debian-packages-e2e build kubernetes
 	$(CARGO) bench --locked --profile dev -p podspan --bench policies -- $(BENCH)
