@@ -9,6 +9,7 @@
 //! a thread of its own, because a label that changes must be in force within some milliseconds.
 
 mod adopt;
+pub mod ask;
 #[cfg(test)]
 #[allow(
     dead_code,

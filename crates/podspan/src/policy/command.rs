@@ -12,7 +12,7 @@ use super::chains;
 use super::model::{Model, PolicyName};
 use super::object::{Attached, Key};
 use super::program::{Attachment, Direction, Verdict};
-use super::{log, source, words};
+use super::{ask, log, source, words};
 use crate::config::{Config, Role};
 use crate::output::{Output, columns};
 
@@ -26,6 +26,8 @@ pub enum Command {
         /// The pod, as namespace/name
         pod: String,
     },
+    /// Say of a packet, or of many, whether policy lets it through, and which rule says so; exit status 0: all pass, 1: one does not
+    Ask(ask::Arguments),
     /// Tell the packets that policy denies from now on, some of each pod and policy a second
     Log(log::Arguments),
 }
@@ -62,6 +64,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> anyhow::Result
             let shown = show(&model(config)?, pod)?;
             output.print(&shown, Shown::to_text)?;
         }
+        Command::Ask(arguments) => return ask::run(arguments, config, output),
         Command::Log(arguments) => return log::run(arguments, config, output),
     }
     Ok(ExitCode::SUCCESS)

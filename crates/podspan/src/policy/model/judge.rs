@@ -76,6 +76,11 @@ impl Model {
         }
     }
 
+    /// The pod of that name, on whatever node.
+    pub fn pod_named(&self, key: &Key) -> Option<&Pod> {
+        self.cluster.pod(key)
+    }
+
     /// The pod that has that address, on whatever node.
     pub fn pod_at(&self, address: IpAddr) -> Option<&Key> {
         self.cluster.owner(address).pod.map(|(pod, _)| &pod.key)

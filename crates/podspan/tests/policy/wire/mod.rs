@@ -1,5 +1,6 @@
 //! Every case with real packets: two nodes with the real agent, pods by the real plugin, and each question's packet meets the fate
-//! that the oracle says. `podspan explain` says the same of some.
+//! that the oracle says, and the one that `podspan policy ask` says, from where `podspan explain` has its words. Of some explain itself is
+//! asked.
 //!
 //! Here are all groups, and of the cases every so many; `PODSPAN_POLICY_ALL=1` asks all of them.
 
@@ -7,6 +8,8 @@ pub mod network;
 pub mod witness;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -63,23 +66,85 @@ fn right(question: &Question) -> Answer {
     }
 }
 
-/// All questions at once; those whose answer is another than expected.
-fn differences(network: &Network, questions: &BTreeMap<Key, Vec<Question>>) -> Vec<String> {
+/// All questions at once: the answers that are other than expected, and what `podspan policy ask` says of a packet that had
+/// another fate.
+fn differences(
+    network: &Network,
+    cluster: &Cluster,
+    questions: &BTreeMap<Key, Vec<Question>>,
+) -> Vec<String> {
+    let told = Told::ask(network, cluster, questions);
     let all: Vec<_> = questions
         .iter()
         .map(|(from, questions)| (&network.pods[from].asker, questions.clone()))
         .collect();
     let answers = ask(&all, Patience::default()).unwrap();
+    let mut told = told.answers();
     let mut differences = Vec::new();
     for ((from, questions), answers) in questions.iter().zip(answers) {
+        let node = network.node_of(&cluster.pods[from]).name;
+        let told = told.get_mut(node).unwrap();
         for (question, answer) in questions.iter().zip(answers) {
+            let told = told.next().unwrap();
+            let from = asked::name(from);
             if answer != right(question) {
-                let from = asked::name(from);
                 differences.push(format!("{from}: {question:?}: {answer:?}"));
+            }
+            let passed = answer == Answer::Reached;
+            if told["passes"] != passed || told["to"] != question.address.to_string() {
+                differences.push(format!("{from}: {question:?}: {answer:?}, told {told}"));
             }
         }
     }
     differences
+}
+
+/// What `podspan policy ask` says on each node of all questions of the pods there; it needs no packet for it.
+struct Told(Vec<(&'static str, Child)>);
+
+impl Told {
+    fn ask(network: &Network, cluster: &Cluster, all: &BTreeMap<Key, Vec<Question>>) -> Self {
+        let mut lines = BTreeMap::<_, String>::new();
+        for (from, questions) in all {
+            let pod = &cluster.pods[from];
+            let lines = lines.entry(network.node_of(pod).name).or_default();
+            for question in questions {
+                let from = own(pod, question);
+                let Question {
+                    address: to,
+                    protocol,
+                    port,
+                    ..
+                } = question;
+                let protocol = format!("{protocol:?}").to_lowercase();
+                *lines += &format!("{from} {to} {protocol}/{port}\n");
+            }
+        }
+        let nodes = network.nodes.iter();
+        let asked = nodes.filter_map(|node| Some((node.name, node.ask(lines.get(node.name)?))));
+        Self(asked.collect())
+    }
+
+    /// In the order of the questions, by node.
+    fn answers(self) -> BTreeMap<&'static str, std::vec::IntoIter<Value>> {
+        let answers = |(node, child)| {
+            let output = finish(child);
+            let said: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+                panic!("{error}: {}", String::from_utf8_lossy(&output.stderr))
+            });
+            let all_pass = said.iter().all(|answer| answer["passes"] == true);
+            assert_eq!(output.status.code(), Some(i32::from(!all_pass)));
+            (node, said.into_iter())
+        };
+        self.0.into_iter().map(answers).collect()
+    }
+}
+
+/// The address of who asks.
+fn own(pod: &Pod, question: &Question) -> IpAddr {
+    let mut own = pod.addresses.iter();
+    let own = own.find(|own| own.is_ipv4() == question.address.is_ipv4());
+    own.unwrap()
 }
 
 /// Of each node and family an allowed and a denied connection, as far as there are such; where in the list they begin is for the
@@ -114,29 +179,27 @@ fn explained<'a>(
     kinds.into_values().collect()
 }
 
-/// What `podspan explain` says of some questions and the packets do not, or the other way round.
+/// What `podspan explain` says of some questions and the packets do not, or the other way round, or in other words than
+/// `podspan policy ask`.
 fn explain(network: &Network, cluster: &Cluster, some: &[(&Key, &Question)]) -> Vec<String> {
     let started: Vec<_> = some
         .iter()
         .map(|(from, question)| {
             let pod = &cluster.pods[*from];
-            let mut own = pod.addresses.iter();
-            let own = own.find(|own| own.is_ipv4() == question.address.is_ipv4());
-            let ends = (own.unwrap(), question.address);
-            network.node_of(pod).explain(ends, question.port)
+            let (from, to, port) = (own(pod, question), question.address, question.port);
+            let node = network.node_of(pod);
+            let asked = node.ask(&format!("{from} {to} tcp/{port}"));
+            (asked, node.explain((from, to), port))
         })
         .collect();
     let mut differences = Vec::new();
-    for ((from, question), child) in some.iter().zip(started) {
+    for ((from, question), (asked, child)) in some.iter().zip(started) {
+        let told: Value = serde_json::from_slice(&finish(asked).stdout).unwrap_or_default();
+        let told = ["egress", "ingress"].map(|side| told[0][side]["why"].clone());
         let output = finish(child);
         let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let hops = said["hops"].as_array().cloned().unwrap_or_default();
-        let of_policy = hops.iter().filter(|hop| {
-            let what = hop["what"].as_str().unwrap_or_default();
-            ["egress of ", "ingress of "]
-                .iter()
-                .any(|begin| what.starts_with(begin))
-        });
+        let of_policy = hops.iter().filter(|hop| told.contains(&hop["what"]));
         let states: Vec<_> = of_policy.filter_map(|hop| hop["state"].as_str()).collect();
         let status = output.status.code();
         let allows = states == ["right", "right"];
@@ -151,7 +214,7 @@ fn explain(network: &Network, cluster: &Cluster, some: &[(&Key, &Question)]) -> 
                         .any(|direction| verdict.contains(direction))
             }
         };
-        if !agrees {
+        if !agrees || states.len() != told.len() {
             let error = String::from_utf8_lossy(&output.stderr);
             differences.push(format!(
                 "explain: {}: {question:?}: {status:?} {said:#} {error}",
@@ -186,7 +249,7 @@ fn each_packet_meets_the_fate_that_policy_says() {
             let all = questions.values().flatten();
             asked += all.clone().count();
             denied += all.filter(|question| !question.expected).count();
-            let mut found = differences(&network, &questions);
+            let mut found = differences(&network, cluster, &questions);
             asking += at.elapsed();
             if steps % EXPLAINED == EXPLAINED / 4 {
                 let some = explained(&network, cluster, &questions, steps);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -259,12 +259,25 @@ impl Node {
 
     /// Starts `podspan explain`, of TCP.
     pub fn explain(&self, (from, to): (IpAddr, IpAddr), port: u16) -> Child {
-        let mut command = podspan();
-        command.args(["explain", "-o", "json", &from.to_string(), &to.to_string()]);
-        command.arg(port.to_string()).arg("--config");
-        command.arg(self.directory.join("agent.toml"));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.netns.run(|| command.spawn().unwrap()).unwrap()
+        let packet = [from.to_string(), to.to_string(), port.to_string()];
+        self.start(&["explain"], &packet, Stdio::null())
+    }
+
+    /// Starts `podspan policy ask`, of a packet a line.
+    pub fn ask(&self, questions: &str) -> Child {
+        // A file, because nobody reads the answers while the questions are written.
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(questions.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        self.start(&["policy", "ask"], &[], file.into())
+    }
+
+    fn start(&self, command: &[&str], arguments: &[String], stdin: Stdio) -> Child {
+        let mut process = podspan();
+        process.args(command).args(["-o", "json"]).args(arguments);
+        process.arg("--config").arg(self.config()).stdin(stdin);
+        process.stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.netns.run(|| process.spawn().unwrap()).unwrap()
     }
 }
 
