@@ -53,7 +53,7 @@ impl<'a> Nodes<'a> {
     }
 
     fn tell(&self, policy: &Sink, name: Text, node: Node) {
-        let digest = self.digests.hash_one((&node.labels, node.addresses));
+        let digest = self.digests.hash_one((&node.labels, &node.addresses));
         if self.told.borrow_mut().insert(Text::clone(&name), digest) != Some(digest) {
             policy.send_now(Change::Node(name, Some(node)));
         }

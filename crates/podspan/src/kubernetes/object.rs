@@ -3,6 +3,7 @@
 //! A real one has 10 KiB and more, of which this is a fiftieth; the rest is skipped while it is read. Values are parsed here,
 //! and what cannot be is a fault that names the key and what would be right.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use podspan_kernel::Prefix;
@@ -12,7 +13,7 @@ use toml::Value;
 use super::policy::labels::labels;
 use crate::cluster::Remains;
 use crate::config::ip;
-use crate::policy::object::{Addresses, Labels, Node};
+use crate::policy::object::{Labels, Node};
 use crate::refusal::{Refusal, Source};
 use crate::registry::gathered::{family, pod_cidr, quoted};
 
@@ -82,14 +83,13 @@ impl NodeObject {
     /// What policy needs of it.
     pub fn for_policy(&self) -> Node {
         let addresses = self.status.addresses.iter();
-        let internal = addresses.filter(|address| address.kind == "InternalIP");
-        let mut addresses = Addresses::default();
-        for ip in internal.filter_map(|address| address.address.parse().ok()) {
-            addresses.add(ip);
-        }
+        // A host's name, and the name that a cloud has for it, are addresses there too.
+        let ips: BTreeSet<IpAddr> = addresses
+            .filter_map(|address| address.address.parse().ok())
+            .collect();
         Node {
             labels: self.metadata.labels.clone(),
-            addresses,
+            addresses: ips.into_iter().collect(),
         }
     }
 }

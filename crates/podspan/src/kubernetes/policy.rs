@@ -33,7 +33,7 @@ use super::object::NodeObject;
 use super::state::State;
 use super::watch::{Object, Objects, Pages, Place, Watch};
 use crate::config::KubernetesConfig;
-use crate::policy::object::{Change, Kind, Labels, Text};
+use crate::policy::object::{Change, Key, Kind, Labels, Text};
 use cluster_policy::ClusterPolicyObject;
 use labels::{Shared, labels};
 use network_policy::NetworkPolicyObject;
@@ -329,7 +329,7 @@ pub fn read_object(value: Value) -> Result<(Change, Option<String>), String> {
         "Node" => {
             let object = NodeObject::deserialize(value).map_err(|error| error.to_string())?;
             let name = Text::from(object.metadata.name.as_str());
-            Ok((Change::Node(name, Some(object.for_policy())), None))
+            named(Change::Node(name, Some(object.for_policy())), None)
         }
         other => Err(format!(
             "kind: {other:?} is not read; known are Namespace, Pod, Node, NetworkPolicy, ClusterNetworkPolicy"
@@ -340,9 +340,32 @@ pub fn read_object(value: Value) -> Result<(Change, Option<String>), String> {
 fn read_as<T: Read>(value: Value) -> Result<(Change, Option<String>), String> {
     let object = T::deserialize(value).map_err(|error| error.to_string())?;
     let (change, faults) = object.read();
-    let named = name(&change).map(|(kind, name)| format!("{kind} {name}"));
-    let faults = text(&named.unwrap_or_default(), &faults);
-    Ok((change, faults))
+    let name_of = name(&change).map(|(kind, name)| format!("{kind} {name}"));
+    let faults = text(&name_of.unwrap_or_default(), &faults);
+    named(change, faults)
+}
+
+/// The same, if the object has a name: a server gives none without, a file may.
+fn named(change: Change, faults: Option<String>) -> Result<(Change, Option<String>), String> {
+    let missing = match &change {
+        Change::Pod(key, _) | Change::NetworkPolicy(key, _) if key.namespace.is_empty() => {
+            Some("namespace")
+        }
+        Change::Pod(Key { name, .. }, _)
+        | Change::NetworkPolicy(Key { name, .. }, _)
+        | Change::Namespace(name, _)
+        | Change::Node(name, _)
+        | Change::ClusterPolicy(name, _)
+            if name.is_empty() =>
+        {
+            Some("name")
+        }
+        _ => None,
+    };
+    match missing {
+        Some(key) => Err(format!("metadata.{key}: must be there")),
+        None => Ok((change, faults)),
+    }
 }
 
 /// The kind in the API's word, and the name as people write it.

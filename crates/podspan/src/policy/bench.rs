@@ -23,6 +23,7 @@ mod object;
 mod oracle;
 mod program;
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use model::Model;
@@ -244,10 +245,7 @@ fn node(number: usize) -> Change {
     let name: Text = format!("node-{number}").into();
     let node = Node {
         labels: labels(&[("kubernetes.io/hostname", &name), ("zone", "a")]),
-        addresses: Addresses {
-            v4: Some([192, 0, 2, number as u8].into()),
-            v6: None,
-        },
+        addresses: [IpAddr::from([192, 0, 2, number as u8])].into(),
     };
     Change::Node(name, Some(node))
 }

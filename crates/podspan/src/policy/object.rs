@@ -122,8 +122,8 @@ pub struct Pod {
 pub struct Node {
     /// Its labels.
     pub labels: Labels,
-    /// Its InternalIPs.
-    pub addresses: Addresses,
+    /// Those of `status.addresses` that are IP addresses, whatever their type.
+    pub addresses: Arc<[IpAddr]>,
 }
 
 /// Which labels are meant: all requirements must hold. The empty selector means everything.

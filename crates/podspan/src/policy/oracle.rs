@@ -80,7 +80,7 @@ impl Cluster {
             return None;
         }
         if let Some(node) = pod.node.as_ref().and_then(|name| self.nodes.get(name))
-            && node.addresses.iter().any(|address| address == other)
+            && node.addresses.contains(&other)
         {
             return None;
         }
@@ -250,9 +250,9 @@ impl Cluster {
     }
 
     fn is_node(&self, nodes: &Selector, other: &Other<'_>) -> bool {
-        self.nodes.values().any(|node| {
-            selects(nodes, &node.labels) && node.addresses.iter().any(|it| it == other.address)
-        })
+        self.nodes
+            .values()
+            .any(|node| selects(nodes, &node.labels) && node.addresses.contains(&other.address))
     }
 }
 

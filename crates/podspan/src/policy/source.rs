@@ -158,6 +158,20 @@ mod tests {
         file.look();
         assert_eq!(changes.try_iter().count(), 0);
 
+        // What has no name is no object; the others are followed.
+        let nameless = GOOD.replace(
+            r#""namespace": "x", "name": "a"}, "status""#,
+            r#""name": "a"}, "status""#,
+        );
+        std::fs::write(&path, nameless).unwrap();
+        file.look();
+        assert_eq!(changes.try_iter().count(), 5 + 1 + 5);
+        let problem = &file.problems[0];
+        assert!(
+            problem.ends_with("items[1]: metadata.namespace: must be there"),
+            "{problem}"
+        );
+
         std::fs::write(&path, "{").unwrap();
         file.look();
         assert!(

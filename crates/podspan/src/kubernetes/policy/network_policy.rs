@@ -7,7 +7,9 @@ use super::Read;
 use super::labels::Shared;
 use super::reader::{At, Fault, Faults, Path, block, port_name, protocol_named};
 use crate::kubernetes::watch::Object;
-use crate::policy::object::{Change, Key, Kind, NetworkPolicy, Peer, Port, Protocol, Rule};
+use crate::policy::object::{
+    Change, Key, Kind, NetworkPolicy, Peer, Port, Protocol, Requirement, Rule, Selector,
+};
 
 /// What the API sends.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -67,11 +69,17 @@ fn read(key: Key, at: At<'_>, faults: &mut Faults) -> NetworkPolicy {
     }
     let (is_ingress, is_egress) = directions(at, faults);
     // Read in any case: what is wrong there is told.
-    let ingress = rules(at, ("ingress", "from"), faults);
-    let egress = rules(at, ("egress", "to"), faults);
+    let mut ingress = rules(at, ("ingress", "from"), faults);
+    let mut egress = rules(at, ("egress", "to"), faults);
+    let mut pods = at.selector("podSelector", faults);
+    if pods.0.contains(&Requirement::Unknown) {
+        // Whom it isolates nobody can say: all that it may be, and its rules allow nobody anything.
+        pods = Selector::default();
+        (ingress, egress) = (Vec::new(), Vec::new());
+    }
     NetworkPolicy {
         key,
-        pods: at.selector("podSelector", faults),
+        pods,
         ingress: is_ingress.then_some(ingress),
         egress: is_egress.then_some(egress),
     }
@@ -89,9 +97,11 @@ fn rules(at: At<'_>, (key, peers): (&str, &str), faults: &mut Faults) -> Vec<Rul
 }
 
 /// Whether it is about ingress, and about egress. Where it does not say, as for old servers: always about ingress, and about
-/// egress where it has rules of that.
+/// egress where it has rules of that. What cannot be read may be either.
 fn directions(at: At<'_>, faults: &mut Faults) -> (bool, bool) {
-    let types = at.list("policyTypes", faults).unwrap_or_default();
+    let Some(types) = at.list("policyTypes", faults) else {
+        return (true, true);
+    };
     if types.is_empty() {
         // One that cannot be read is there too, and closed.
         let is_empty = |rules: &Value| rules.as_array().is_some_and(Vec::is_empty);
@@ -99,14 +109,20 @@ fn directions(at: At<'_>, faults: &mut Faults) -> (bool, bool) {
         return (true, has_egress);
     }
     let path = &Path::Key(at.path, "policyTypes");
+    let (mut is_ingress, mut is_egress) = (false, false);
     for (index, value) in types.iter().enumerate() {
-        if !matches!(value.as_str(), Some("Ingress" | "Egress")) {
-            let path = &Path::Item(path, index);
-            faults.add(At { value, path }, "must be Ingress or Egress");
+        match value.as_str() {
+            Some("Ingress") => is_ingress = true,
+            Some("Egress") => is_egress = true,
+            _ => {
+                let path = &Path::Item(path, index);
+                let fix = "must be Ingress or Egress; until then the policy is about both";
+                faults.add(At { value, path }, fix);
+                (is_ingress, is_egress) = (true, true);
+            }
         }
     }
-    let has = |name: &str| types.iter().any(|value| value.as_str() == Some(name));
-    (has("Ingress"), has("Egress"))
+    (is_ingress, is_egress)
 }
 
 /// `peers` is the key of its peers.

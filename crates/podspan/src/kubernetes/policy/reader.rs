@@ -198,7 +198,7 @@ pub fn selector(at: At<'_>, faults: &mut Faults) -> Selector {
 
 fn match_labels(at: At<'_>, requirements: &mut Vec<Requirement>, faults: &mut Faults) {
     let Some(labels) = at.value.as_object() else {
-        faults.add(at, "must be an object; the selector matches nothing");
+        faults.add(at, "must be an object; what cannot be read allows nothing");
         requirements.push(Requirement::Unknown);
         return;
     };
@@ -209,7 +209,7 @@ fn match_labels(at: At<'_>, requirements: &mut Vec<Requirement>, faults: &mut Fa
         let path = &Path::Key(at.path, key);
         faults.add(
             At { value, path },
-            "must be a text; the selector matches nothing",
+            "must be a text; what cannot be read allows nothing",
         );
         Requirement::Unknown
     }));
@@ -221,8 +221,7 @@ fn expression(at: At<'_>, faults: &mut Faults) -> Requirement {
     let operator = at.get("operator").and_then(Value::as_str);
     let (true, Some(key), Some(values)) = (known, key, values(at)) else {
         if known {
-            let fix =
-                "must have a key, an operator and a list of values; the selector matches nothing";
+            let fix = "must have a key, an operator and a list of values; what cannot be read allows nothing";
             faults.add(at, fix);
         }
         return Requirement::Unknown;
@@ -234,7 +233,7 @@ fn expression(at: At<'_>, faults: &mut Faults) -> Requirement {
         (Some("Exists"), true) => Requirement::Exists(key),
         (Some("DoesNotExist"), true) => Requirement::DoesNotExist(key),
         _ => {
-            let fix = "must be In or NotIn with values, or Exists or DoesNotExist without; the selector matches nothing";
+            let fix = "must be In or NotIn with values, or Exists or DoesNotExist without; what cannot be read allows nothing";
             faults.add(at, fix);
             Requirement::Unknown
         }

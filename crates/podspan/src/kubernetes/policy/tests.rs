@@ -202,7 +202,8 @@ fn all_kinds_are_listed_and_followed_and_nodes_go_to_the_registry_too() {
     server.set(
         NODES,
         json!({"metadata": {"name": "n1", "labels": {"zone": "x"}}, "status": {"addresses": [
-            {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.1"}]}}),
+            {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "InternalIP", "address": "192.0.2.2"}, {"type": "ExternalIP", "address": "203.0.113.1"}]}}),
     );
     server.set(PODS.path, pod("p2"));
     server.delete(PODS.path, "a/p1");
@@ -216,7 +217,7 @@ fn all_kinds_are_listed_and_followed_and_nodes_go_to_the_registry_too() {
         taker.names() == ["a", "b", "a/p2", "n1"]
             && taker.objects.values().any(|change| {
                 matches!(change, Change::Node(_, Some(node))
-                    if node.labels.get("zone") == Some("x") && node.addresses.v4.is_some())
+                    if node.labels.get("zone") == Some("x") && node.addresses.len() == 3)
             })
     });
     let of = |name: &str| taker.objects[&(Kind::Namespaces, name.to_owned())].clone();

@@ -1,8 +1,9 @@
 //! Namespaces, pods and nodes, and which pod an address belongs to.
 //!
 //! An address has one owner. Where two pods claim it (an old one that the API has still, and the one that got its address), the
-//! later claim takes it for good: the old one gets it back by nothing that it says again, and takes nothing along when it is deleted.
-//! A claim that an attachment of this node proves goes over all that none does; what comes meanwhile waits for its end.
+//! later claim takes it, and the old one gets it back by nothing that it says again. A claim that an attachment of this node proves
+//! goes over all that none does. Who does not have it is next when the owner's claim, or its proof, is gone: the first list comes
+//! by name and says nothing of who was later, so the one that is left must not be nobody.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -38,8 +39,8 @@ pub(super) struct Cluster {
     pods: Vec<Option<Entry>>,
     free: Vec<PodId>,
     owners: HashMap<IpAddr, PodId>,
-    /// Who claimed an address last without a proof, while the owner had one.
-    waiting: BTreeMap<IpAddr, PodId>,
+    /// Who else claims an address, the next one last.
+    others: BTreeMap<IpAddr, Vec<PodId>>,
     nodes: HashMap<Text, Node>,
     node_addresses: HashMap<IpAddr, Vec<Text>>,
 }
@@ -143,7 +144,10 @@ impl Cluster {
             None => self.nodes.remove(name),
         };
         let mut touched = Vec::new();
-        for address in before.iter().flat_map(|node| node.addresses.iter()) {
+        for address in before
+            .iter()
+            .flat_map(|node| node.addresses.iter().copied())
+        {
             touched.push(address);
             if let Some(names) = self.node_addresses.get_mut(&address) {
                 names.retain(|known| known != name);
@@ -152,7 +156,7 @@ impl Cluster {
                 }
             }
         }
-        for address in node.iter().flat_map(|node| node.addresses.iter()) {
+        for address in node.iter().flat_map(|node| node.addresses.iter().copied()) {
             touched.push(address);
             let names = self.node_addresses.entry(address).or_default();
             names.push(name.clone());
@@ -226,7 +230,7 @@ impl Cluster {
             if !has(&claim, address) {
                 self.release(id, address, &mut touched);
             } else if has(&proven_before, address) && !has(&proven, address) {
-                self.give_to_waiting(address, &mut touched);
+                self.give_to_next(address, &mut touched);
             }
         }
         for address in claim.iter() {
@@ -241,34 +245,45 @@ impl Cluster {
 
     fn claim(&mut self, id: PodId, address: IpAddr, touched: &mut Vec<Touched>) {
         let proves = |id: PodId| self.entry(id).is_some_and(|it| has(&it.proven, address));
-        match self.owners.get(&address) {
-            Some(owner) if *owner == id => return,
-            Some(owner) if proves(*owner) && !proves(id) => {
-                self.waiting.insert(address, id);
-                return;
-            }
-            _ => {}
+        let owner = self.owners.get(&address).copied();
+        if owner == Some(id) {
+            return;
         }
-        self.waiting.remove(&address);
-        let before = self.owners.insert(address, id);
-        touched.extend(before.and_then(|before| self.touched(before, address)));
+        let waits = owner.is_some_and(|owner| proves(owner) && !proves(id));
+        self.forget_other(id, address);
+        if let Some(next) = if waits { Some(id) } else { owner } {
+            self.others.entry(address).or_default().push(next);
+        }
+        if waits {
+            return;
+        }
+        self.owners.insert(address, id);
+        touched.extend(owner.and_then(|before| self.touched(before, address)));
         touched.extend(self.touched(id, address));
     }
 
     fn release(&mut self, id: PodId, address: IpAddr, touched: &mut Vec<Touched>) {
-        if self.waiting.get(&address) == Some(&id) {
-            self.waiting.remove(&address);
-        }
+        self.forget_other(id, address);
         if self.owners.get(&address) == Some(&id) {
             self.owners.remove(&address);
             touched.extend(self.touched(id, address));
-            self.give_to_waiting(address, touched);
+            self.give_to_next(address, touched);
         }
     }
 
-    fn give_to_waiting(&mut self, address: IpAddr, touched: &mut Vec<Touched>) {
-        if let Some(id) = self.waiting.get(&address).copied() {
+    fn give_to_next(&mut self, address: IpAddr, touched: &mut Vec<Touched>) {
+        let others = self.others.get(&address);
+        if let Some(id) = others.and_then(|ids| ids.last().copied()) {
             self.claim(id, address, touched);
+        }
+    }
+
+    fn forget_other(&mut self, id: PodId, address: IpAddr) {
+        if let Some(others) = self.others.get_mut(&address) {
+            others.retain(|other| *other != id);
+            if others.is_empty() {
+                self.others.remove(&address);
+            }
         }
     }
 

@@ -139,7 +139,7 @@ impl Model {
 
     fn is_node_of(&self, pod: &Pod, address: IpAddr) -> bool {
         let node = pod.node.as_ref().and_then(|name| self.cluster.node(name));
-        node.is_some_and(|node| node.addresses.iter().any(|own| own == address))
+        node.is_some_and(|node| node.addresses.contains(&address))
     }
 
     /// Sets have nobody in them but the peer, where it belongs to them: nothing else is asked.

@@ -5,7 +5,7 @@
 //! those of one live in their nodes' network.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::build::{key, labels, labels_and};
@@ -58,10 +58,11 @@ impl Layout<'_> {
     /// Two nodes, with neighbours on the same and on the other one, for whom blocks of addresses cut between pods of a node.
     pub fn two_nodes() -> Self {
         let node = |number: u8| {
-            let addresses = Addresses {
-                v4: Some(Ipv4Addr::new(172, 16, 0, number)),
-                v6: Some(Ipv6Addr::new(0xfd00, 0x172, 0, 0, 0, 0, 0, number.into())),
-            };
+            let addresses: [IpAddr; 2] = [
+                Ipv4Addr::new(172, 16, 0, number).into(),
+                Ipv6Addr::new(0xfd00, 0x172, 0, 0, 0, 0, 0, number.into()).into(),
+            ];
+            let addresses = addresses.into();
             let name = format!("node{number}");
             let labels = labels([
                 ("kubernetes.io/hostname", &name),
@@ -217,7 +218,10 @@ impl Cluster {
                     pod.host_network = true;
                     pod.ports = Arc::new([]);
                     pod.node = Some(node.clone());
-                    pod.addresses = known.addresses;
+                    pod.addresses = Addresses::default();
+                    for address in known.addresses.iter() {
+                        pod.addresses.add(*address);
+                    }
                 }
                 cluster.apply(&pod_put(&pod));
             }

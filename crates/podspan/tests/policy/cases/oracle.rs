@@ -229,8 +229,7 @@ impl Side<'_> {
         match peer {
             ClusterPeer::Pods(namespaces, pods) => self.is_pod(Some(namespaces), pods),
             ClusterPeer::Nodes(selector) => self.cluster.nodes.values().any(|node| {
-                selector.matches(&node.labels)
-                    && node.addresses.iter().any(|address| address == self.address)
+                selector.matches(&node.labels) && node.addresses.contains(&self.address)
             }),
             ClusterPeer::Networks(networks) => networks
                 .iter()

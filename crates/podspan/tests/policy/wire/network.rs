@@ -317,8 +317,9 @@ impl Network {
         ip(&one.netns, &[link]);
         let mut entries = String::new();
         for (index, node) in nodes.iter().enumerate() {
-            let Addresses { v4, v6 } = cluster.nodes[node.name].addresses;
-            let (v4, v6) = (v4.unwrap(), v6.unwrap());
+            let [v4, v6] = cluster.nodes[node.name].addresses[..] else {
+                panic!("{}: {:?}", node.name, cluster.nodes[node.name]);
+            };
             let commands = [
                 format!("addr add {v4}/24 dev eth0"),
                 format!("addr add {v6}/64 dev eth0 nodad"),

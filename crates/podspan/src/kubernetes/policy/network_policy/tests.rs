@@ -56,9 +56,17 @@ fn the_directions_are_those_that_it_says_and_by_default_ingress_and_egress_where
         let is = (policy.ingress.is_some(), policy.egress.is_some());
         assert_eq!(is, expected, "{spec}");
     }
-    let (policy, faults) = read(json!({"policyTypes": ["Ingress", "Both"]}));
-    assert!(policy.ingress.is_some() && policy.egress.is_none());
-    assert_eq!(faults, ["spec.policyTypes[1]"]);
+    // What cannot be read may be either.
+    for (types, place) in [
+        (json!(["Ingress", "both"]), "spec.policyTypes[1]"),
+        (json!(["egress"]), "spec.policyTypes[0]"),
+        (json!("Egress"), "spec.policyTypes"),
+    ] {
+        let (policy, faults) = read(json!({"policyTypes": types, "ingress": [{}]}));
+        let is_about = (policy.ingress.map(|rules| rules.len()), policy.egress);
+        assert_eq!(is_about, (Some(1), Some(Vec::new())), "{types}");
+        assert_eq!(faults, [place], "{types}");
+    }
 }
 
 #[test]
@@ -97,7 +105,7 @@ fn selectors_are_read_and_those_that_mean_the_same_are_the_same() {
 }
 
 #[test]
-fn a_selector_that_cannot_be_read_matches_nothing_and_is_told() {
+fn a_pod_selector_that_cannot_be_read_isolates_all_pods_of_the_namespace_and_is_told() {
     let table = [
         (json!({"matchLabels": {"a": 1}}), ".matchLabels.a"),
         (json!({"matchLabels": []}), ".matchLabels"),
@@ -127,13 +135,11 @@ fn a_selector_that_cannot_be_read_matches_nothing_and_is_told() {
         (json!({"matchExpressions": [7]}), ".matchExpressions[0]"),
     ];
     for (pods, place) in table {
-        let (policy, faults) = read(json!({"podSelector": pods}));
-        assert!(policy.pods.0.contains(&Requirement::Unknown), "{pods}");
-        assert!(
-            !policy
-                .pods
-                .matches(&crate::policy::object::Labels::default())
-        );
+        let spec = json!({"podSelector": pods, "ingress": [{}], "egress": [{}]});
+        let (policy, faults) = read(spec);
+        assert_eq!(policy.pods, Selector::default(), "{pods}");
+        let rules = (policy.ingress, policy.egress);
+        assert_eq!(rules, (Some(Vec::new()), Some(Vec::new())), "{pods}");
         assert_eq!(faults, [format!("spec.podSelector{place}")], "{pods}");
     }
 }

@@ -67,7 +67,7 @@ fn a_pod_without_an_address_is_no_member_until_its_attachment_has_one() {
 }
 
 #[test]
-fn an_address_is_the_later_pods_for_good() {
+fn an_address_is_the_later_pods_while_that_is_there() {
     let mut model = web();
     let (old, new) = (
         pod("one/old", "", "10.0.0.2"),
@@ -88,11 +88,21 @@ fn an_address_is_the_later_pods_for_good() {
     model.pod(old);
     assert_eq!(members(&mut model), ["10.0.0.1", "10.0.0.2"], "a new claim");
     gone(&mut model, "one/old");
-    assert_eq!(
-        model.fate("10.0.0.2", "10.0.0.1", tcp(80)).0,
-        None,
-        "nobody's"
-    );
+    let fate = |model: &Model| model.fate("10.0.0.2", "10.0.0.1", tcp(80));
+    assert_eq!(fate(&model), (Some(true), Some(false)), "two/new's again");
+    gone(&mut model, "two/new");
+    assert_eq!(fate(&model).0, None, "nobody's");
+}
+
+/// The first list comes by name: which of two came later is not to be seen.
+#[test]
+fn an_address_of_two_is_the_ones_that_is_left() {
+    let mut model = web();
+    model.pod(pod("one/a-new", "", "10.0.0.2"));
+    model.pod(pod("two/z-old", "", "10.0.0.2"));
+    assert_eq!(members(&mut model), ["10.0.0.1"]);
+    gone(&mut model, "two/z-old");
+    assert_eq!(members(&mut model), ["10.0.0.1", "10.0.0.2"]);
 }
 
 #[test]

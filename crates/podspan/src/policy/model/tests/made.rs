@@ -197,7 +197,7 @@ impl Tell for Model {
     fn node(&mut self, name: &str, its: &str, at: &str) {
         let node = Node {
             labels: labels(its),
-            addresses: addresses(at),
+            addresses: addresses(at).iter().collect(),
         };
         self.take(Change::Node(name.into(), Some(node)));
     }

@@ -39,7 +39,7 @@ pub enum Event {
 pub struct World {
     pub cluster: oracle::Cluster,
     pub attachments: BTreeMap<Attachment, Attached>,
-    /// Who claims an address: the owner, and behind it who waits for the end of the owner's proof.
+    /// Who claims an address: the owner, and behind it who is next.
     claims: BTreeMap<IpAddr, Vec<Key>>,
     /// What each pod claimed, and whether an attachment proved it.
     claimed: BTreeMap<Key, BTreeMap<IpAddr, bool>>,
@@ -242,7 +242,7 @@ impl World {
                 && claims.first() == Some(key)
                 && claims.len() > 1
             {
-                claims.remove(0);
+                claims.swap(0, 1);
             }
         }
         for (address, proven) in &now {
@@ -256,10 +256,10 @@ impl World {
                 let claimed = self.claimed.get(owner);
                 claimed.and_then(|all| all.get(address)) == Some(&true)
             });
-            match owner {
-                Some(owner) if owner == *key => {}
-                Some(owner) if owner_proves && !proven => *claims = vec![owner, key.clone()],
-                _ => *claims = vec![key.clone()],
+            if owner.as_ref() != Some(key) {
+                claims.retain(|claimant| claimant != key);
+                let place = usize::from(owner_proves && !proven);
+                claims.insert(place, key.clone());
             }
         }
         let owned = self.claims.iter();
@@ -324,7 +324,10 @@ impl World {
                 .node
                 .as_ref()
                 .and_then(|name| self.cluster.nodes.get(name));
-            pod.addresses = node.map(|node| node.addresses).unwrap_or_default();
+            pod.addresses = Addresses::default();
+            for address in node.iter().flat_map(|node| node.addresses.iter()) {
+                pod.addresses.add(*address);
+            }
         }
         match dice.below(8) {
             0..=2 => pod.labels = draw::labels(dice),
@@ -339,18 +342,20 @@ impl World {
 
     fn draw_node(&self, dice: &mut Dice) -> Node {
         let number = 1 + dice.below(3) as u8;
-        let mut addresses = Addresses {
-            v4: Some([192, 0, 2, number].into()),
-            v6: dice
-                .percent(50)
-                .then(|| [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number)].into()),
-        };
+        let mut addresses: Vec<IpAddr> = vec![[192, 0, 2, number].into()];
+        if dice.percent(50) {
+            addresses.push([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number)].into());
+        }
+        // A second one of a family, and that of a pod.
+        if dice.percent(20) {
+            addresses.push([198, 51, 100, 200 + number].into());
+        }
         if dice.percent(5) {
-            addresses = draw::addresses(dice);
+            addresses = draw::addresses(dice).iter().collect();
         }
         Node {
             labels: draw::labels(dice),
-            addresses,
+            addresses: addresses.into(),
         }
     }
 }
