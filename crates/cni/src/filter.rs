@@ -36,8 +36,10 @@ pub const INET: Table<'static> = Table {
 /// How often a transaction is tried: others make the tables, or take over what a dead attachment had, at the same time.
 const TRIES: usize = 10;
 
-/// Between two looks whether the agent has opened a pod's chains: an agent that is there needs some milliseconds.
+/// Between two looks whether the agent has opened a pod's chains: an agent that is there needs some milliseconds. A look that
+/// comes an eighth later than it could is not noticed.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const PART_OF_WAIT: u32 = 8;
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// What one attachment wants.
@@ -402,19 +404,19 @@ impl Filter {
     /// What the kernel answered.
     pub fn wait_until_open(&mut self, record: &IfName, wait: Duration) -> Result<bool, Error> {
         let (names, begin) = (policy::chains(record), Instant::now());
-        let mut pause = FIRST_PAUSE;
         let mut is_closed = || match policy::is_closed(&mut self.nft, &names) {
             // Others change the packet filter so often that no look at it was a whole one.
             Err(error) if error.errno() == Errno::INTR => Ok(true),
             outcome => outcome,
         };
         while is_closed()? {
-            let left = wait.saturating_sub(begin.elapsed());
+            let waited = begin.elapsed();
+            let left = wait.saturating_sub(waited);
             if left.is_zero() {
                 return Ok(false);
             }
+            let pause = (waited / PART_OF_WAIT).clamp(FIRST_PAUSE, LONGEST_PAUSE);
             std::thread::sleep(pause.min(left));
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(true)
     }

@@ -6,6 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use rustix::net::AddressFamily;
+
 use crate::encode::{Attributes, Encoder, Header, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::error::Result;
 use crate::netlink::{Refusal, u16_at};
@@ -92,8 +94,15 @@ impl Conntrack {
         };
         let wanted =
             |known: &Connection| known.protocol == protocol && known.destination.port() == port;
-        self.dump(question, wanted)
-            .map_err(|refusal| refusal.into_error(format!("list connections to port {port}")))
+        let mut all = Vec::new();
+        // A question is of one family.
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            let found = self.dump(family, question, wanted).map_err(|refusal| {
+                refusal.into_error(format!("list connections to port {port}"))
+            })?;
+            all.extend(found);
+        }
+        Ok(all)
     }
 
     /// All connections that are `wanted`, of both families, of protocols with ports.
@@ -101,31 +110,26 @@ impl Conntrack {
     /// # Errors
     /// As with [`Self::list`].
     pub fn list_where(&mut self, wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>> {
-        self.dump(|_| {}, wanted)
+        // One walk over the table, as in [`Self::forget`].
+        self.dump(AddressFamily::UNSPEC, |_| {}, wanted)
             .map_err(|refusal| refusal.into_error("list connections".to_owned()))
     }
 
     fn dump(
         &mut self,
+        family: AddressFamily,
         question: impl Fn(&mut Encoder),
         wanted: impl Fn(&Connection) -> bool,
     ) -> std::result::Result<Vec<Connection>, Refusal> {
-        let mut all = Vec::new();
-        for family in [
-            rustix::net::AddressFamily::INET,
-            rustix::net::AddressFamily::INET6,
-        ] {
-            let mut found = Vec::new();
-            let header = header(GET, NLM_F_DUMP, family);
-            self.link.dump(header, &question, |part| match part {
-                None => found.clear(),
-                Some(attributes) => {
-                    found.extend(Connection::read(attributes).filter(|known| wanted(known)));
-                }
-            })?;
-            all.extend(found);
-        }
-        Ok(all)
+        let mut found = Vec::new();
+        let header = header(GET, NLM_F_DUMP, family);
+        self.link.dump(header, question, |part| match part {
+            None => found.clear(),
+            Some(attributes) => {
+                found.extend(Connection::read(attributes).filter(|known| wanted(known)));
+            }
+        })?;
+        Ok(found)
     }
 
     /// Forgets a connection; that it is not there is fine. Its next packet is the first of a new one.
@@ -134,8 +138,8 @@ impl Conntrack {
     /// What the kernel answered.
     pub fn remove(&mut self, connection: &Connection) -> Result<()> {
         let family = match connection.source {
-            SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
-            SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
         };
         let asked = self.link.ask(
             header(DELETE, NLM_F_ACK, family),
@@ -171,7 +175,7 @@ impl Conntrack {
     /// What the kernel answered, after all that could be forgotten was; EINVAL from one that does not tell of connections.
     pub fn forget(&mut self, ips: &[IpAddr]) -> Result<()> {
         let mut found: Vec<Known> = Vec::new();
-        let all_families = rustix::net::AddressFamily::UNSPEC;
+        let all_families = AddressFamily::UNSPEC;
         let listed = self.link.dump(
             header(GET, NLM_F_DUMP, all_families),
             |_| {},
@@ -199,7 +203,7 @@ impl Conntrack {
 
 /// A connection in the kernel's own words.
 struct Known {
-    family: rustix::net::AddressFamily,
+    family: AddressFamily,
     tuple: Vec<u8>,
     id: Vec<u8>,
     zone: Option<Vec<u8>>,
@@ -213,8 +217,8 @@ impl Known {
         let ip = sources.find(|ip| ips.contains(ip))?;
         Some(Self {
             family: match ip {
-                IpAddr::V4(_) => rustix::net::AddressFamily::INET,
-                IpAddr::V6(_) => rustix::net::AddressFamily::INET6,
+                IpAddr::V4(_) => AddressFamily::INET,
+                IpAddr::V6(_) => AddressFamily::INET6,
             },
             tuple: attributes.find(attribute::TUPLE_ORIG)?.to_vec(),
             id: attributes.find(attribute::ID)?.to_vec(),
@@ -286,7 +290,7 @@ fn read_tuple(tuple: Attributes<'_>) -> Option<(u8, [SocketAddr; 2])> {
     Some((protocol, [end(0)?, end(1)?]))
 }
 
-fn header(kind: u16, flags: u16, family: rustix::net::AddressFamily) -> Header {
+fn header(kind: u16, flags: u16, family: AddressFamily) -> Header {
     Header {
         kind,
         flags: NLM_F_REQUEST | flags,

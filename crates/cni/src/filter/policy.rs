@@ -95,8 +95,6 @@ pub struct AttachedChains {
     pub pod: Option<PodName>,
     /// The addresses that lead to the chains, sorted, without the link-local one.
     pub addresses: Vec<IpAddr>,
-    /// One of the chains is as ADD made it: it drops everything until the agent replaces that.
-    pub closed: bool,
 }
 
 /// The chains of an attachment, by its host veth.
@@ -357,15 +355,9 @@ pub fn attachments(nft: &mut Nft) -> podspan_kernel::Result<Vec<AttachedChains>>
             addresses.entry(veth).or_default().extend(address(value));
         }
     }
-    let rules = nft.list_rules_of(INET)?.into_iter();
-    let closed: BTreeSet<IfName> = rules
-        .filter(|(_, rule)| is_closing(rule))
-        .filter_map(|(chain, _)| veth_of(&chain))
-        .collect();
     let attachment = |(veth, [name, place]): (IfName, [Option<String>; 2])| AttachedChains {
         pod: pod_name(name, place),
         addresses: addresses.remove(&veth).into_iter().flatten().collect(),
-        closed: closed.contains(&veth),
         veth,
     };
     Ok(found.into_iter().map(attachment).collect())

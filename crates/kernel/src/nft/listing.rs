@@ -183,37 +183,6 @@ impl Nft {
         Ok(chains)
     }
 
-    /// All rules of a table, each with the name of its chain, those of one chain in their order; none where there is no
-    /// table.
-    ///
-    /// # Errors
-    /// EINTR when commits never let a listing finish; what the kernel answered.
-    pub fn list_rules_of(&mut self, table: Table<'_>) -> Result<Vec<(String, ListedRule)>> {
-        let header = Header {
-            kind: message::GET_RULES,
-            flags: NLM_F_REQUEST | NLM_F_DUMP,
-            family: table.family as u8,
-            resource: 0,
-        };
-        let mut rules = Vec::new();
-        let asked = self.link.dump(
-            header,
-            |to| to.text(1, table.name), // NFTA_RULE_TABLE
-            |part| match part {
-                None => rules.clear(),
-                Some(rule) => {
-                    let chain = rule.find(2).map(text).unwrap_or_default(); // NFTA_RULE_CHAIN
-                    rules.extend(read_rule(rule).map(|read| (chain, read)));
-                }
-            },
-        );
-        match asked {
-            Ok(()) => Ok(rules),
-            Err(refusal) if refusal.errno == Errno::NOENT => Ok(Vec::new()),
-            Err(refusal) => Err(refusal.into_error(format!("list rules of table {table}"))),
-        }
-    }
-
     /// True when the chain is there.
     ///
     /// # Errors
