@@ -82,6 +82,20 @@ pub fn path_mtu(socket: impl AsFd, ip: IpAddr) -> Result<u32> {
     mtu.map_err(|errno| Error::new("read the path MTU of a socket", errno))
 }
 
+/// How many bytes that were written to a connected socket its peer's kernel has not acknowledged yet, those that were not sent
+/// among them. Whoever reads there, and whether anybody does, is nothing to that.
+///
+/// # Errors
+/// What `ioctl` answered.
+pub fn unacknowledged(socket: impl AsFd) -> Result<usize> {
+    let mut bytes: c_int = 0;
+    // SAFETY: `SIOCOUTQ`, which is the same number, writes an int, which outlives the call (tcp(7); `tcp_ioctl`, net/ipv4/tcp.c).
+    let outcome =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    checked(outcome, "read what a socket has not delivered")?;
+    Ok(usize::try_from(bytes).unwrap_or_default())
+}
+
 fn checked(outcome: c_int, action: &str) -> Result<()> {
     if outcome == 0 {
         return Ok(());
@@ -120,6 +134,28 @@ mod tests {
             assert_eq!(segment(&client).unwrap(), 1400 - headers - 12);
             assert!(path_mtu(&client, address.ip()).unwrap() >= 65535);
         }
+    }
+
+    #[test]
+    fn what_nobody_reads_is_acknowledged_all_the_same() {
+        let _ns = TestNs::new();
+        let server = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        bind(&server, &address).unwrap();
+        listen(&server, 1).unwrap();
+        let client = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let there: SocketAddr = getsockname(&server).unwrap().try_into().unwrap();
+        connect(&client, &there).unwrap();
+        let send = |bytes: &[u8]| {
+            rustix::io::write(&client, bytes).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            unacknowledged(&client).unwrap()
+        };
+        assert_eq!(send(b"nobody accepts"), 0);
+        let hole = "add table ip hole; add chain ip hole in { type filter hook input priority 0; policy drop; }";
+        let made = std::process::Command::new("nft").arg(hole).status();
+        assert!(made.unwrap().success());
+        assert_eq!(send(b"gone"), 4);
     }
 
     #[test]

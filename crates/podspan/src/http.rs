@@ -96,9 +96,17 @@ async fn answer_health(State(board): State<Arc<Board>>) -> impl IntoResponse {
 }
 
 async fn answer_readiness(State(board): State<Arc<Board>>) -> impl IntoResponse {
-    let mut reasons: Vec<_> = health(board.since_look_began()).into_iter().collect();
-    reasons.extend(board.report().unready.iter().cloned());
-    answer(reasons)
+    answer(unready(&board))
+}
+
+/// Why pods cannot be started on this machine, or may not work; nothing when they can.
+pub fn unready(board: &Board) -> Vec<String> {
+    reasons(board.since_look_began(), &board.report().unready)
+}
+
+/// What the last look found, which is worth nothing where the loop hangs.
+fn reasons(since: Duration, found: &[String]) -> Vec<String> {
+    health(since).into_iter().chain(found.to_vec()).collect()
 }
 
 /// Why the loop is not alive, when the last look began so long ago.
@@ -191,5 +199,9 @@ mod tests {
         assert_eq!(health(HANGS), None);
         let reason = "the last look began 61 s ago; one is due every 30 s";
         assert_eq!(health(Duration::from_secs(61)).as_deref(), Some(reason));
+        assert_eq!(reasons(HANGS, &[]), [""; 0]);
+        let found = ["a sysctl".to_owned()];
+        assert_eq!(reasons(HANGS, &found), found);
+        assert_eq!(reasons(Duration::from_secs(61), &[]), [reason]);
     }
 }

@@ -188,3 +188,6 @@ async fn run(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::board::Board;
+use crate::http;
 use crate::policy::denied::Denied;
 use crate::policy::measured::Measured;
 
@@ -234,7 +235,10 @@ impl Collector for Pinned {
             &mut encoder,
             "ready",
             "1 when pods can be started on this machine.",
-            [(Vec::new(), f64::from(u8::from(report.unready.is_empty())))],
+            [(
+                Vec::new(),
+                f64::from(u8::from(http::unready(&self.0).is_empty())),
+            )],
         )?;
         let of_cidr = |usage: &crate::board::Usage| vec![("pod_cidr", usage.pod_cidr.to_string())];
         gauges(

@@ -19,6 +19,7 @@ use anyhow::{Context as _, bail};
 use podspan_kernel::nft::Nft;
 use podspan_kernel::{Link, Netlink, Prefix, Route, RouteProtocol, sysctl};
 use serde::Serialize;
+use toml::Spanned;
 
 use crate::apply::apply;
 use crate::config::{Config, Role};
@@ -378,7 +379,7 @@ fn take(netlink: &mut Netlink, steps: Vec<Step>) -> Vec<String> {
 /// Sets a key of a TOML file's top level, all else staying as it is, by temporary file, fsync and rename.
 fn set_key(file: &Path, key: &str, value: &str) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    let new = with_key(&text, key, value);
+    let new = with_key(&text, key, value).with_context(|| format!("read {}", file.display()))?;
     let draft = file.with_extension("toml.new");
     let write = || -> std::io::Result<()> {
         let mut to = std::fs::File::create(&draft)?;
@@ -395,17 +396,20 @@ fn set_key(file: &Path, key: &str, value: &str) -> anyhow::Result<()> {
     })
 }
 
-/// The text with the key: in the place of the line that has it, or before all tables.
-fn with_key(text: &str, key: &str, value: &str) -> String {
-    let line = format!("{key} = {}", toml::Value::from(value));
-    let has_key = |line: &&str| {
-        let rest = line.trim_start().strip_prefix(key);
-        rest.is_some_and(|rest| rest.trim_start().starts_with('='))
+/// The text with the key: its value in the place of the one that it has, or a line before all else.
+///
+/// # Errors
+/// Text that is not TOML.
+fn with_key(text: &str, key: &str, value: &str) -> Result<String, toml::de::Error> {
+    let value = toml::Value::from(value);
+    // Where a key is in the text is for the parser to say: the same words may stand in a comment, a table or a longer value.
+    let keys: BTreeMap<String, Spanned<toml::Value>> = toml::from_str(text)?;
+    let Some(old) = keys.get(key) else {
+        return Ok(format!("{key} = {value}\n{text}"));
     };
-    match text.lines().find(has_key) {
-        Some(old) => text.replacen(old, &line, 1),
-        None => format!("{line}\n{text}"),
-    }
+    let mut new = text.to_owned();
+    new.replace_range(old.span(), &value.to_string());
+    Ok(new)
 }
 
 impl fmt::Display for Step {
@@ -460,11 +464,27 @@ mod tests {
             ("mtu = 1\n", "bridge = \"cni0\"\nmtu = 1\n"),
             (
                 "a = 1\nbridge=\"x\" # why\nbridges = 2\n",
-                "a = 1\nbridge = \"cni0\"\nbridges = 2\n",
+                "a = 1\nbridge=\"cni0\" # why\nbridges = 2\n",
+            ),
+            // The line of the key stands in a comment first.
+            (
+                "# bridge = \"x\"\nbridge = \"x\"\r\n",
+                "# bridge = \"x\"\nbridge = \"cni0\"\r\n",
+            ),
+            ("\"bridge\" = 'x'", "\"bridge\" = \"cni0\""),
+            // What is not of the top level is another key.
+            (
+                "[lab]\nbridge = \"x\"\n",
+                "bridge = \"cni0\"\n[lab]\nbridge = \"x\"\n",
+            ),
+            (
+                "a = \"\"\"\nbridge = \"x\"\n\"\"\"\nbridge = \"x\"\n[lab]\nbridge = \"x\"\n",
+                "a = \"\"\"\nbridge = \"x\"\n\"\"\"\nbridge = \"cni0\"\n[lab]\nbridge = \"x\"\n",
             ),
         ] {
-            assert_eq!(with_key(text, "bridge", "cni0"), expected);
+            assert_eq!(with_key(text, "bridge", "cni0").unwrap(), expected);
         }
-        assert_eq!(with_key("", "k", "a\"b"), "k = 'a\"b'\n");
+        assert_eq!(with_key("", "k", "a\"b").unwrap(), "k = 'a\"b'\n");
+        assert!(with_key("bridge = ", "bridge", "cni0").is_err());
     }
 }

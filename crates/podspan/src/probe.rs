@@ -2,7 +2,8 @@
 //! way that the packets of pods take, by route or through a tunnel, there and back.
 //!
 //! A TCP handshake shows that small packets pass. Then a packet as large as pods send goes there unfragmented, is told of by
-//! a small one, and comes back. That nobody listens is an answer too: the way is right, and only the size is not known.
+//! a small one, and comes back. That nobody listens is an answer too: the way is right, and only the size is not known. So is
+//! that nobody answers what the other node's kernel has taken: its agent may be busy, and that is no fault of the way.
 //! Nothing is learned from what ICMP says of the path, for it is the path that is tested: see [`podspan_kernel::socket`].
 //!
 //! The agent tests in turn ([`schedule`], [`watch`]) and answers ([`answer`]). A command that runs once calls
@@ -40,6 +41,8 @@ pub const PORT: u16 = 11270;
 const HANDSHAKE: Duration = Duration::from_secs(2);
 /// How long a packet may take there, and as long back; what was lost is repeated after a fifth of a second.
 const PACKET: Duration = Duration::from_millis(1500);
+/// How many bytes the number takes with which a message begins.
+const NUMBER: usize = size_of::<u16>();
 /// How many bytes TCP's time stamps take of a packet.
 const TIME_STAMPS: usize = 12;
 /// How many are tested at a time.
@@ -76,7 +79,7 @@ pub enum Outcome {
     Passes(Duration),
     /// The way is right: the other node refused the connection, because no agent runs there. The size was not tested.
     Refused(Duration),
-    /// The way is right, but somebody else answers there. The size was not tested.
+    /// The way is right, but somebody else is there, or an agent that has no time. The size was not tested.
     Foreign(Duration),
     /// Packets do not pass.
     Fails(Failure),
@@ -280,7 +283,7 @@ async fn connect(peer: &Peer, mtu: Option<u32>) -> std::io::Result<TcpStream> {
     };
     if let Some(mtu) = mtu {
         let set = socket::send_full_size(&socket, peer.gateway, mtu);
-        set.map_err(|error| std::io::Error::from(error.errno()))?;
+        set.map_err(errno)?;
     }
     socket.bind(SocketAddr::new(peer.source, 0))?;
     let stream = socket.connect(SocketAddr::new(peer.gateway, PORT)).await?;
@@ -301,7 +304,8 @@ fn without_connection(error: &std::io::Error, took: Duration) -> Outcome {
     }
 }
 
-/// Sends a full-size packet there and back: as many bytes as one holds, which begin with their number.
+/// Sends a full-size packet there and back: in a small packet the number of bytes, its own two among them, and then as many as a
+/// full-size one holds.
 ///
 /// # Errors
 /// The other one does not do its part.
@@ -317,25 +321,37 @@ async fn exchange(
     let headers = if peer.gateway.is_ipv4() { 40 } else { 60 };
     let bytes = u32::try_from(segment + headers + TIME_STAMPS).unwrap_or(u32::MAX);
     let too_large = |lost| Ok(Some(Failure::TooLarge { bytes, lost }));
-    let mut packet = vec![0; segment];
-    let number = u16::try_from(segment).unwrap_or(u16::MAX).to_be_bytes();
-    for (byte, digit) in packet.iter_mut().zip(number) {
-        *byte = digit;
-    }
-    // The first bytes of an answer are a small packet, sent when all has arrived.
-    let mut arrived = [0; 2];
+    let length = (segment + NUMBER).min(answer::BYTES);
+    let number = u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes();
+    let mut packet = vec![0; length - NUMBER];
+    let mut arrived = [0; NUMBER];
     let there = async {
+        stream.write_all(&number).await?;
         stream.write_all(&packet).await?;
+        // The first bytes of an answer are a small packet, sent when all has arrived.
         stream.read_exact(&mut arrived).await
     };
-    match timeout(PACKET, there).await {
-        Ok(outcome) => drop(outcome?),
-        Err(_) => return too_large(Direction::There),
+    if let Ok(outcome) = timeout(PACKET, there).await {
+        outcome?;
+    } else {
+        let waiting = socket::unacknowledged(&stream).map_err(errno)?;
+        let (now, _) = measure(&stream, peer)?;
+        return match waiting {
+            // Whoever should read it does not.
+            0 if now >= segment => Err(std::io::ErrorKind::TimedOut.into()),
+            // Not even the small one.
+            _ if waiting == length => Ok(Some(Failure::Silent)),
+            _ => too_large(Direction::There),
+        };
     }
     if arrived != number {
         return Err(std::io::ErrorKind::InvalidData.into());
     }
-    match timeout(PACKET, stream.read_exact(&mut packet)).await {
+    let back = async {
+        stream.read_exact(&mut arrived).await?;
+        stream.read_exact(&mut packet).await
+    };
+    match timeout(PACKET, back).await {
         Ok(outcome) => drop(outcome?),
         Err(_) => return too_large(Direction::Back),
     }
@@ -349,10 +365,13 @@ async fn exchange(
 
 /// How many bytes a packet carries, and the path's MTU.
 fn measure(stream: &TcpStream, peer: &Peer) -> std::io::Result<(usize, u32)> {
-    let errno = |error: podspan_kernel::Error| std::io::Error::from(error.errno());
     let segment = socket::segment(stream).map_err(errno)?;
     let path = socket::path_mtu(stream, peer.gateway).map_err(errno)?;
     Ok((segment, path))
+}
+
+fn errno(error: podspan_kernel::Error) -> std::io::Error {
+    error.errno().into()
 }
 
 /// An I/O error in the words of the kernel's errors.

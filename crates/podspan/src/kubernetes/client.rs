@@ -26,7 +26,7 @@ pub struct Failure {
     text: String,
     /// The answer's HTTP status; 0 when there was none.
     pub code: u16,
-    /// The server was not reached, or the connection broke.
+    /// The server was not reached, or did not answer in time, or the connection broke.
     unreachable: bool,
 }
 
@@ -63,7 +63,7 @@ impl Failure {
         self.code == 404
     }
 
-    /// The server was not reached, or the connection broke.
+    /// The server was not reached, or did not answer in time, or the connection broke.
     pub fn is_unreachable(&self) -> bool {
         self.unreachable
     }
@@ -158,7 +158,10 @@ impl Client {
 /// No answer in that time.
 pub fn too_slow(what: &str, time: Duration) -> Failure {
     let seconds = time.as_secs();
-    Failure::of(format!("{what}: no answer within {seconds} s"))
+    Failure {
+        unreachable: true,
+        ..Failure::of(format!("{what}: no answer within {seconds} s"))
+    }
 }
 
 /// A request that cannot be built, which is none that we make.

@@ -127,6 +127,12 @@ impl Server {
         }
     }
 
+    /// Ends, and in its place is one that takes connections and answers nothing, until what is given back is dropped.
+    pub fn be_silent(&mut self) -> std::net::TcpListener {
+        self.kill();
+        std::net::TcpListener::bind(self.address).unwrap()
+    }
+
     fn store(&self) -> MutexGuard<'_, Store> {
         self.inner.store.lock().unwrap()
     }

@@ -13,13 +13,14 @@
 //! longer than bookmarks come is taken for dead: a connection whose other end lost its power says nothing.
 
 use std::marker::PhantomData;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::{TryStream, TryStreamExt as _};
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Request;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::About;
 use super::backoff::{Backoff, random};
@@ -42,7 +43,7 @@ const ALL_SENT: &str = "k8s.io/initial-events-end";
 const ANEW: u32 = 4;
 /// So often in a row, which takes some seconds, a kind that was there must be said not to be.
 const SURE: u32 = 6;
-/// A watch that ended sooner than that did not go well.
+/// A watch that ended sooner than that after it was accepted did not go well.
 const LASTS: Duration = Duration::from_secs(5);
 
 /// Where the objects of a kind are.
@@ -104,13 +105,9 @@ impl Watch {
     /// Follows until it failed a few times in a row.
     pub async fn follow<O: Objects>(&mut self, client: &Client, objects: &O) {
         loop {
-            let begin = Instant::now();
             let outcome = self.session(client, objects).await;
-            if begin.elapsed() > LASTS {
-                self.backoff.reset();
-            }
             match (outcome, objects.place().absent) {
-                (Ok(()), _) if begin.elapsed() > LASTS => {}
+                (Ok(Ended::WhenDue), _) => {}
                 (Err(failure), Some(again)) if failure.is_not_found() => {
                     self.not_there(objects, again).await;
                 }
@@ -123,7 +120,7 @@ impl Watch {
                     self.version = None;
                     tokio::time::sleep(self.backoff.next()).await;
                 }
-                (Ok(()), _) => tokio::time::sleep(self.backoff.next()).await,
+                (Ok(Ended::AtOnce), _) => tokio::time::sleep(self.backoff.next()).await,
                 (Err(failure), _) => self.failed(objects, &failure).await,
             }
             if self.backoff.failures >= ANEW {
@@ -167,7 +164,11 @@ impl Watch {
     }
 
     /// One watch, and the list before it where there must be one.
-    async fn session<O: Objects>(&mut self, client: &Client, objects: &O) -> Result<(), Failure> {
+    async fn session<O: Objects>(
+        &mut self,
+        client: &Client,
+        objects: &O,
+    ) -> Result<Ended, Failure> {
         let place = objects.place();
         if self.version.is_none() && self.pages {
             self.version = Some(list(client, objects).await?);
@@ -192,6 +193,7 @@ impl Watch {
             watch: self,
             client,
             objects,
+            accepted: Instant::now(),
             listing,
             bookmarks: false,
         };
@@ -205,11 +207,21 @@ impl Watch {
     }
 }
 
+/// How a watch ended that the server ended.
+enum Ended {
+    /// After some minutes, as it was asked to, or a while at least.
+    WhenDue,
+    /// As soon as it was accepted.
+    AtOnce,
+}
+
 /// A watch that was accepted.
 struct Session<'a, O> {
     watch: &'a mut Watch,
     client: &'a Client,
     objects: &'a O,
+    /// When the server answered: an attempt that takes long until then is none that goes well.
+    accepted: Instant,
     /// The list is streamed, and its end has not come.
     listing: bool,
     /// The server sends bookmarks.
@@ -220,16 +232,24 @@ impl<O: Objects> Session<'_, O> {
     async fn follow(
         &mut self,
         mut events: impl TryStream<Ok = WatchEvent<O::Object>, Error = kube::Error> + Unpin,
-    ) -> Result<(), Failure> {
+    ) -> Result<Ended, Failure> {
         let what = self.objects.place().watch;
         loop {
             let silence = self.silence();
-            match tokio::time::timeout(silence, events.try_next()).await {
-                Ok(Ok(Some(event))) => self.take(event).await?,
-                Ok(Ok(None)) if !self.listing => return Ok(()),
-                Ok(Ok(None)) => return Err(self.client.cut_short(what)),
-                Ok(Err(error)) => return Err(self.client.failure(what, &error)),
-                Err(_) => return Err(too_slow(what, silence)),
+            let Ok(heard) = tokio::time::timeout(silence, events.try_next()).await else {
+                return Err(too_slow(what, silence));
+            };
+            // Something is heard, though it be the end, of a watch that was there for a while.
+            let lasted = !self.listing && self.accepted.elapsed() > LASTS;
+            if lasted {
+                self.watch.backoff.reset();
+            }
+            match heard {
+                Ok(Some(event)) => self.take(event).await?,
+                Ok(None) if self.listing => return Err(self.client.cut_short(what)),
+                Ok(None) if lasted => return Ok(Ended::WhenDue),
+                Ok(None) => return Ok(Ended::AtOnce),
+                Err(error) => return Err(self.client.failure(what, &error)),
             }
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! The rules that deny stand ready to tell ([`super::denied`]), so that nothing is changed by listening, and nothing is left by a
 //! command that was killed. The kernel limits how much is told; a flood costs nothing here. The pod that a policy is about is
-//! known by the chain that dropped the packet, and who denies by the counter beside. The other pod is known by its address, as
-//! of the last time that names were read.
+//! known by the chain that dropped the packet, and who denies by the counter beside; both are read from the kernel. The other pod is
+//! known by its address, as of the last time that the source of policies could be read.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write as _;
@@ -19,12 +19,11 @@ use podspan_kernel::nflog::{Ends, LoggedPacket, PacketLog};
 use podspan_kernel::nft::Nft;
 use serde::Serialize;
 
-use super::command;
 use super::denied::{GROUP, counted_by};
 use super::model::Model;
 use super::object::{Attached, Key, Protocol};
 use super::program::Attachment;
-use super::words;
+use super::{chains, command, words};
 use crate::config::Config;
 use crate::output::Output;
 
@@ -118,56 +117,92 @@ pub fn run(arguments: &Arguments, config: &Config, output: Output) -> anyhow::Re
 
 /// Who is who.
 struct Names {
+    here: Here,
     model: Model,
-    attachments: BTreeMap<Attachment, Attached>,
-    /// What counters say of themselves.
-    deniers: BTreeMap<String, String>,
+    /// When the source of the model was read last, or could not be.
     read: Instant,
+    /// It could not be.
+    fails: bool,
     /// Addresses that nobody had when names were read last.
     strangers: HashSet<IpAddr>,
 }
 
-impl Names {
-    fn read(config: &Config) -> anyhow::Result<Self> {
-        let (model, attachments) = command::model(config)?;
-        let counters = Nft::open()?.list_counters(INET)?.into_iter();
+/// What the kernel says of this node.
+struct Here {
+    attachments: BTreeMap<Attachment, Attached>,
+    /// What counters say of themselves.
+    deniers: BTreeMap<String, String>,
+    read: Instant,
+}
+
+impl Here {
+    fn read() -> anyhow::Result<Self> {
+        let mut nft = Nft::open()?;
+        let counters = nft.list_counters(INET)?.into_iter();
         let deniers = counters.filter_map(|one| Some((one.name, one.comment?)));
         Ok(Self {
-            model,
-            attachments: attachments.into_iter().collect(),
             deniers: deniers.collect(),
+            attachments: chains::attachments(&mut nft)?.into_iter().collect(),
             read: Instant::now(),
+        })
+    }
+
+    /// Knows who the packet's counter belongs to, and what it says.
+    fn knows(&self, packet: &LoggedPacket) -> bool {
+        let attachment = counted_by(&packet.prefix).map(|(name, _)| name);
+        self.deniers.contains_key(&packet.prefix)
+            && attachment.is_none_or(|name| self.attachments.contains_key(name))
+    }
+}
+
+impl Names {
+    fn read(config: &Config) -> anyhow::Result<Self> {
+        let (model, _) = command::model(config)?;
+        Ok(Self {
+            here: Here::read()?,
+            model,
+            read: Instant::now(),
+            fails: false,
             strangers: HashSet::new(),
         })
     }
 
-    /// Reads names again where somebody is new. A pod or a counter of this node is known at once, others when it is time.
+    /// Reads names again where somebody is new. A pod or a counter of this node is known at once, others when it is time. Where
+    /// the source cannot be read, names stay as they are, and that is told once.
     fn refresh(&mut self, config: &Config, packet: &LoggedPacket) -> anyhow::Result<()> {
-        let attachment = counted_by(&packet.prefix).map(|(name, _)| name);
-        let is_new_here = !self.deniers.contains_key(&packet.prefix)
-            || attachment.is_some_and(|name| !self.attachments.contains_key(name));
+        if !self.here.knows(packet) && self.here.read.elapsed() >= PATIENCE {
+            self.here = Here::read()?;
+        }
         let ends = packet
             .ends
             .iter()
             .flat_map(|ends| [ends.source, ends.destination]);
         let is_new = |ip: &IpAddr| self.pod_at(*ip).is_none() && !self.strangers.contains(ip);
         let unknown: Vec<IpAddr> = ends.filter(is_new).collect();
-        let is_time = self.read.elapsed() >= AGAIN;
-        if (is_new_here && self.read.elapsed() >= PATIENCE) || (!unknown.is_empty() && is_time) {
-            let strangers = std::mem::take(&mut self.strangers);
-            *self = Self {
-                strangers,
-                ..Self::read(config)?
-            };
-            let still = |ip: &IpAddr| self.pod_at(*ip).is_none();
-            let still: Vec<_> = unknown.into_iter().filter(still).collect();
-            self.strangers.extend(still);
+        if unknown.is_empty() || self.read.elapsed() < AGAIN {
+            return Ok(());
+        }
+        let model = command::model(config);
+        self.read = Instant::now();
+        match model {
+            Ok((model, _)) => {
+                self.model = model;
+                self.fails = false;
+                let still = |ip: &IpAddr| self.pod_at(*ip).is_none();
+                let still: Vec<_> = unknown.into_iter().filter(still).collect();
+                self.strangers.extend(still);
+            }
+            Err(error) if !self.fails => {
+                self.fails = true;
+                eprintln!("podspan: names of pods of other nodes are those of before: {error:#}");
+            }
+            Err(_) => {}
         }
         Ok(())
     }
 
     fn pod_at(&self, ip: IpAddr) -> Option<&Key> {
-        let mut here = self.attachments.values();
+        let mut here = self.here.attachments.values();
         let here = here.find(|attached| attached.addresses.iter().any(|own| own == ip));
         here.map(|attached| &attached.pod)
             .or_else(|| self.model.pod_at(ip))
@@ -182,7 +217,7 @@ impl Names {
             protocol,
             ports,
         } = packet.ends?;
-        let attached = self.attachments.get(attachment);
+        let attached = self.here.attachments.get(attachment);
         let name = |ip| self.pod_at(ip).map(Key::to_string);
         Some(Denied {
             time: now
@@ -201,7 +236,7 @@ impl Names {
                 (None, number) => format!("protocol {number}"),
             },
             port: ports.map(|(_, to)| to),
-            policy: self.deniers.get(&packet.prefix).cloned(),
+            policy: self.here.deniers.get(&packet.prefix).cloned(),
         })
     }
 }
@@ -237,5 +272,60 @@ impl Denied {
             port.unwrap_or_default(),
             words::denied(self.pod.as_deref(), self.policy.as_deref())
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podspan_kernel::testing::TestNs;
+
+    use super::*;
+
+    #[test]
+    fn a_source_that_is_away_leaves_names_as_they_are_and_is_tried_again_when_it_is_time() {
+        let _ns = TestNs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("policy.json");
+        let keys = format!("policy_file = {file:?}");
+        let config = Config::parse_agent(directory.path(), &keys, "node1").unwrap();
+        let pod = |name, ip| {
+            format!(
+                r#"{{"kind": "Pod", "metadata": {{"namespace": "x", "name": "{name}"}}, "status": {{"podIPs": [{{"ip": "{ip}"}}]}}}}"#
+            )
+        };
+        let write = |pods: &[String]| {
+            let list = format!(r#"{{"items": [{}]}}"#, pods.join(","));
+            std::fs::write(&file, list).unwrap();
+        };
+        write(&[pod("old", "10.0.0.2")]);
+        let mut names = Names::read(&config).unwrap();
+        let name = |names: &Names, ip: &str| names.pod_at(ip.parse().unwrap()).map(Key::to_string);
+        assert_eq!(name(&names, "10.0.0.2").as_deref(), Some("x/old"));
+
+        let packet = LoggedPacket {
+            prefix: String::new(),
+            ends: Some(Ends {
+                source: [10, 0, 0, 2].into(),
+                destination: [10, 0, 0, 3].into(),
+                protocol: 17,
+                ports: None,
+            }),
+        };
+        let long_ago = || Instant::now().checked_sub(AGAIN).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        for _ in 0..2 {
+            names.read = long_ago();
+            names.refresh(&config, &packet).unwrap();
+            assert!(names.fails && names.read.elapsed() < AGAIN);
+            assert_eq!(name(&names, "10.0.0.2").as_deref(), Some("x/old"));
+        }
+        // Nobody has seen that the address is nobody's.
+        write(&[pod("old", "10.0.0.2"), pod("new", "10.0.0.3")]);
+        names.refresh(&config, &packet).unwrap();
+        assert!(names.fails, "it was not time");
+        names.read = long_ago();
+        names.refresh(&config, &packet).unwrap();
+        assert!(!names.fails);
+        assert_eq!(name(&names, "10.0.0.3").as_deref(), Some("x/new"));
     }
 }

@@ -1,6 +1,7 @@
 //! The other end of a test: takes a packet on a gateway of this node, says that it arrived, and sends it back.
 //!
-//! Pods can connect too; so all is bounded: connections, bytes, time. Nothing but what came goes back.
+//! Pods can connect too; so all is bounded: connections, those of one address, bytes, time. Nothing but what came goes back. Who finds
+//! no place is let go at once, and never left to wait: to the other node that is an agent that has no time.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use podspan_kernel::socket;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::{PORT, words};
@@ -18,12 +19,14 @@ use crate::board::Board;
 
 /// How many are answered at a time.
 const COMPANY: usize = 32;
-/// How many more may wait.
+/// How many of one address: its agent's, and those of commands there.
+const SHARE: usize = 4;
+/// How many more may wait, which none does for long.
 const WAITING: u32 = 128;
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How many bytes one may send: TCP takes no larger segment.
-const BYTES: usize = 32767;
+pub const BYTES: usize = 32767;
 /// How long after a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// For so many failures in a row the gateway may be not there yet.
@@ -103,16 +106,18 @@ fn listen(gateway: IpAddr, mtu: Option<u32>) -> io::Result<TcpListener> {
 
 /// Until the listener fails, as it does for want of descriptors.
 async fn serve(listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(COMPANY));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else {
-            return;
-        };
-        tokio::spawn(async move {
-            // What a connection meets is the other one's to tell.
-            let _ = timeout(PATIENCE, echo(stream)).await;
-            drop(place);
-        });
+    let mut guests: Vec<(IpAddr, JoinHandle<()>)> = Vec::with_capacity(COMPANY);
+    while let Ok((stream, from)) = listener.accept().await {
+        guests.retain(|(_, task)| !task.is_finished());
+        let ip = from.ip();
+        let own = guests.iter().filter(|(guest, _)| *guest == ip).count();
+        if guests.len() < COMPANY && own < SHARE {
+            let task = tokio::spawn(async move {
+                // What a connection meets is the other one's to tell.
+                let _ = timeout(PATIENCE, echo(stream)).await;
+            });
+            guests.push((ip, task));
+        }
     }
 }
 

@@ -1,7 +1,12 @@
 use std::path::Path;
+use std::process::Command;
+
+use podspan_kernel::testing::TestNs;
+use tokio::net::TcpListener;
 
 use super::told::Way;
 use super::*;
+use crate::board::Board;
 use crate::config::Routing;
 use crate::desired::{Subnet, Underlay, desired};
 use crate::registry::nodes_file;
@@ -122,4 +127,109 @@ fn what_fails_is_told_with_what_mends_it_and_many_together() {
     assert!(problems(10).iter().all(|line| line.contains("ethtool")));
     assert_eq!(problems(11).len(), 1);
     assert_eq!(problems(11), problems(200));
+}
+
+/// Another node's gateway of each family, and ours. All are in one namespace, and packets as small as on a segment.
+const WAYS: [(&str, &str); 2] = [("10.244.2.1", "10.244.1.1"), ("fd00:2::1", "fd00:1::1")];
+
+fn peer_of((gateway, source): (&str, &str)) -> Peer {
+    Peer {
+        node: "node2".into(),
+        gateway: gateway.parse().unwrap(),
+        address: None,
+        source: source.parse().unwrap(),
+    }
+}
+
+/// Runs it in a namespace that has these addresses, and as many pods as have four connections each.
+fn on_two_nodes(story: impl AsyncFnOnce()) {
+    let ns = TestNs::new();
+    for (gateway, source) in WAYS {
+        ns.ip(&format!("addr add {gateway} dev lo"));
+        ns.ip(&format!("addr add {source} dev lo"));
+    }
+    ns.ip("addr add 10.244.3.0/24 dev lo");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(story());
+}
+
+async fn test_way(way: (&str, &str)) -> Outcome {
+    test(&peer_of(way), Some(1400)).await
+}
+
+/// Drops what comes in for that reason, until the next call.
+fn hole(what: &str) {
+    let table = format!(
+        "table inet hole {{}}; delete table inet hole; table inet hole {{ chain in {{ type filter hook input priority 0; {what}; }}; }}"
+    );
+    assert!(Command::new("nft").arg(table).status().unwrap().success());
+}
+
+#[test]
+fn who_takes_what_is_sent_and_does_not_answer_is_no_fault_of_the_way() {
+    on_two_nodes(async || {
+        for way in WAYS {
+            // Connections that nobody accepts: an agent that is stopped, or has no time.
+            let gateway: IpAddr = way.0.parse().unwrap();
+            let _busy = TcpListener::bind((gateway, PORT)).await.unwrap();
+            let is_foreign = |outcome| matches!(outcome, Outcome::Foreign(_));
+            let outcome = test_way(way).await;
+            assert!(is_foreign(outcome), "{outcome:?}");
+            let too_large = Outcome::Fails(Failure::TooLarge {
+                bytes: 1400,
+                lost: Direction::There,
+            });
+            hole("meta length > 1000 drop");
+            assert_eq!(test_way(way).await, too_large);
+            // Nothing but the handshake passes.
+            hole("tcp flags & psh == psh drop");
+            assert_eq!(test_way(way).await, Outcome::Fails(Failure::Silent));
+            hole("accept");
+        }
+    });
+}
+
+#[test]
+fn who_holds_all_the_connections_that_he_can_takes_the_answer_from_nobody() {
+    on_two_nodes(async || {
+        let way = WAYS[0];
+        let gateway: IpAddr = way.0.parse().unwrap();
+        let _answers = tokio::spawn(answer::answer(
+            gateway,
+            Some(1400),
+            Arc::new(Board::new()),
+            || {},
+        ));
+        let passes = |outcome| matches!(outcome, Outcome::Passes(_));
+        let begin = Instant::now();
+        while !passes(test_way(way).await) {
+            assert!(begin.elapsed() < Duration::from_secs(10));
+        }
+        let mut held = Vec::new();
+        for _ in 0..200 {
+            held.push(
+                connect(&peer_of((way.0, "10.244.3.1")), None)
+                    .await
+                    .unwrap(),
+            );
+        }
+        let outcome = test_way(way).await;
+        assert!(passes(outcome), "{outcome:?}");
+        // As many of them as leave no place: that is no failure either.
+        for n in 2..=8 {
+            let pod = format!("10.244.3.{n}");
+            for _ in 0..4 {
+                held.push(connect(&peer_of((way.0, &pod)), None).await.unwrap());
+            }
+        }
+        let outcome = test_way(way).await;
+        assert!(matches!(outcome, Outcome::Foreign(_)), "{outcome:?}");
+        drop(held);
+        let begin = Instant::now();
+        while !passes(test_way(way).await) {
+            assert!(begin.elapsed() < Duration::from_secs(10));
+        }
+    });
 }

@@ -262,4 +262,19 @@ fn denied_packets_are_told_with_the_names_of_pods_and_policies() {
         told += 1;
     }
     assert!((1..250).contains(&told), "{told}");
+    drop(all);
+
+    // Who is on this node and what is in force here is known though the policies cannot be read.
+    let all = Listener::start(&machine, "");
+    let two = "NetworkPolicy shop/one, NetworkPolicy shop/two";
+    machine.policies(&[isolates("one"), isolates("two"), denies()]);
+    machine.until("two isolate", || counted("db", two) == Some(0.0));
+    std::fs::remove_file(machine.path("policy.json")).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    send(&web, "10.0.1.3:53", 1);
+    let by_two = format!("denied by {two}, which is about shop/db");
+    assert_eq!(
+        all.text(),
+        format!("ingress shop/web -> shop/db UDP 53: {by_two}")
+    );
 }
