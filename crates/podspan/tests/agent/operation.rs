@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::machine::{Machine, THREE_NODES, entry};
 
@@ -104,6 +104,34 @@ fn a_node_that_cannot_have_pods_is_not_ready_and_says_why() {
     let conflist = machine.path("net.d/10-podspan.conflist");
     std::fs::write(conflist, "{\"plugins\": [{\"type\": \"bridge\"}]}").unwrap();
     machine.until("not ready", || !is_ready());
+}
+
+#[test]
+fn a_node_is_not_ready_before_it_knows_the_nodes() {
+    let machine = Machine::new();
+    // The connection is taken, and never answered.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]});
+    let file = machine.path("kubeconfig");
+    std::fs::write(&file, kubeconfig.to_string()).unwrap();
+    let conflist = machine.path("net.d/10-podspan.conflist");
+    let config = format!(
+        "node = \"node1\"\nregistry = \"kubernetes\"\nkubeconfig = {file:?}\nconflist = {conflist:?}\npolicy = false\n"
+    );
+    std::fs::write(machine.path("agent.toml"), config).unwrap();
+    let _agent = machine.start("agent");
+    let first = (503, "the first look has not ended yet\n".to_owned());
+    machine.until("it has looked", || {
+        ask("/readyz").is_some_and(|answer| answer != first)
+    });
+    let why = "the Nodes are not known yet\n".to_owned();
+    assert_eq!(ask("/readyz"), Some((503, why)));
+    assert_eq!(metric("podspan_ready"), Some(0.0));
+    assert!(!conflist.exists());
 }
 
 #[test]
