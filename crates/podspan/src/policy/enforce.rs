@@ -10,7 +10,7 @@
 //! an address of this machine is ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -29,6 +29,7 @@ use super::denied::{Counted, Series};
 use super::model::Model;
 use super::object::Attached;
 use super::program::{Attachment, Verdict};
+use super::tries::Tries;
 use crate::board::Board;
 use crate::config::{NodeRole, PolicyRole};
 use crate::kubernetes::policy::Changes;
@@ -37,7 +38,7 @@ use crate::kubernetes::policy::Changes;
 const PERIOD: Duration = Duration::from_secs(10);
 /// How long after a denial the connections are looked through, for those that follow it.
 const SETTLE: Duration = Duration::from_millis(100);
-/// After a failure everything is laid anew not sooner than that.
+/// After a failure of what tells the kernel's news it is asked again not sooner than that.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// What problems begin with that keep policy from being in force.
@@ -71,23 +72,9 @@ pub fn start(
     (wake, woken): (Wake, Receiver<()>),
 ) -> anyhow::Result<()> {
     let monitor = NftMonitor::open()?;
-    let look = Arc::new(AtomicBool::new(true));
-    let mut enforcer = Enforcer {
-        model: Model::new(&node.name),
-        dataplane: Dataplane::open(role.when_unknown_open)?,
-        role,
-        data_dir: node.data_dir.clone(),
-        adopt: true,
-        changes,
-        taken: 0,
-        attachments: BTreeMap::new(),
-        look: Arc::clone(&look),
-        failed: None,
-        end_at: None,
-        sweep: true,
-        problems: Problems::new(board),
-        board: Arc::clone(board),
-    };
+    let place = (node.name.as_str(), node.data_dir.as_path());
+    let mut enforcer = Enforcer::new(place, role, board, changes)?;
+    let look = Arc::clone(&enforcer.look);
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         let thread = thread::Builder::new().name(name.to_owned());
         let thread = thread.spawn(work).map(drop);
@@ -158,8 +145,8 @@ struct Enforcer {
     attachments: BTreeMap<Attachment, Attached>,
     /// The attachments must be looked at.
     look: Arc<AtomicBool>,
-    /// What is in the kernel is not what the model thinks, since then.
-    failed: Option<Instant>,
+    /// Whether what is in the kernel is what the model thinks.
+    tries: Tries,
     /// When connections are looked through.
     end_at: Option<Instant>,
     /// Counters that nobody counts with may be deleted.
@@ -170,17 +157,38 @@ struct Enforcer {
 }
 
 impl Enforcer {
+    /// Of the node of that name; nothing is changed yet.
+    fn new(
+        (node, data_dir): (&str, &Path),
+        role: PolicyRole,
+        board: &Arc<Board>,
+        changes: Changes,
+    ) -> podspan_kernel::Result<Self> {
+        Ok(Self {
+            model: Model::new(node),
+            dataplane: Dataplane::open(role.when_unknown_open)?,
+            role,
+            data_dir: data_dir.to_owned(),
+            adopt: true,
+            changes,
+            taken: 0,
+            attachments: BTreeMap::new(),
+            look: Arc::new(AtomicBool::new(true)),
+            tries: Tries::default(),
+            end_at: None,
+            sweep: true,
+            problems: Problems::new(board),
+            board: Arc::clone(board),
+        })
+    }
+
     fn run(&mut self, woken: &Receiver<()>) {
         let mut next_look = Instant::now();
         loop {
-            let now = Instant::now();
-            let until = [
-                Some(next_look),
-                self.end_at,
-                self.failed.map(|at| at + AGAIN),
-            ];
-            let until = until.into_iter().flatten().min().unwrap_or(now);
-            let waited = woken.recv_timeout(until.saturating_duration_since(now));
+            // Until what failed has been tried again nothing else is done.
+            let due = self.tries.again().or(self.end_at);
+            let until = due.map_or(next_look, |due| due.min(next_look));
+            let waited = woken.recv_timeout(until.saturating_duration_since(Instant::now()));
             if waited == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
@@ -202,7 +210,7 @@ impl Enforcer {
 
     /// Brings the kernel up to what the model says.
     fn keep(&mut self, now: Instant) -> podspan_kernel::Result<()> {
-        if self.failed.is_some_and(|at| now < at + AGAIN) {
+        if self.tries.again().is_some_and(|again| now < again) {
             return Ok(());
         }
         // Before the look: what comes meanwhile is looked at again.
@@ -213,7 +221,7 @@ impl Enforcer {
             self.adopt = false;
             self.adopt();
         }
-        if self.failed.take().is_some() {
+        if self.tries.are_failing() {
             self.model.anew();
             self.dataplane.begin_anew()?;
         }
@@ -225,6 +233,7 @@ impl Enforcer {
                 self.end_at.get_or_insert(now + SETTLE);
             }
         }
+        self.tries.succeeded();
         if self.end_at.is_some_and(|at| now >= at) {
             let ended = self.end_denied();
             // Again with the next look: what is not ended now would go on until another change.
@@ -247,7 +256,7 @@ impl Enforcer {
 
     fn tell(&mut self, outcome: podspan_kernel::Result<()>, now: Instant) {
         match outcome {
-            Ok(()) if self.failed.is_none() => {
+            Ok(()) if !self.tries.are_failing() => {
                 let taken = std::mem::take(&mut self.taken);
                 self.board.metrics.policy.told.inc_by(taken);
                 self.problems.put(KERNEL, BTreeSet::new());
@@ -257,14 +266,9 @@ impl Enforcer {
                 self.board.metrics.policy.failures.inc();
                 // The attachments may be others; the next time everything is laid anew.
                 self.look.store(true, Ordering::Release);
-                if error.is_not_found() {
-                    // One that went meanwhile is no problem, and others need not wait for it.
-                    self.failed = now.checked_sub(AGAIN).or(Some(now));
-                } else {
-                    self.failed = Some(now);
-                    let told = format!("{KERNEL}: {error}");
-                    self.problems.put(KERNEL, BTreeSet::from([told]));
-                }
+                self.tries.failed(&error, now);
+                let told = self.tries.problem().map(|why| format!("{KERNEL}: {why}"));
+                self.problems.put(KERNEL, told.into_iter().collect());
             }
         }
         self.tell_denied();
@@ -326,3 +330,6 @@ impl Enforcer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
