@@ -97,7 +97,7 @@ async fn answer_health(State(board): State<Arc<Board>>) -> impl IntoResponse {
 
 async fn answer_readiness(State(board): State<Arc<Board>>) -> impl IntoResponse {
     let mut reasons: Vec<_> = health(board.since_look_began()).into_iter().collect();
-    reasons.extend(board.report().unready.iter().cloned());
+    reasons.extend(board.unready());
     answer(reasons)
 }
 

@@ -234,7 +234,7 @@ impl Collector for Pinned {
             &mut encoder,
             "ready",
             "1 when pods can be started on this machine.",
-            [(Vec::new(), f64::from(u8::from(report.unready.is_empty())))],
+            [(Vec::new(), f64::from(u8::from(self.0.unready().is_empty())))],
         )?;
         let of_cidr = |usage: &crate::board::Usage| vec![("pod_cidr", usage.pod_cidr.to_string())];
         gauges(

@@ -1,10 +1,10 @@
 //! The thread that keeps policy in force: what is new in the API or of this node's attachments goes into the model, and what the
 //! model says is different into the kernel.
 //!
-//! Until all kinds were listed once nothing is changed: what an earlier agent laid stays in force. A transaction that fails, because
-//! an attachment went meanwhile or somebody touched our table, is followed by a look at the attachments and by everything anew, which
-//! takes the place of all that is there in one transaction. Connections that a new denial forbids are ended a moment later, so
-//! that a storm of changes looks through them once.
+//! Until all kinds were listed once nothing is changed: what an earlier agent laid stays in force, and what is new is not, as the board
+//! then says. A transaction that fails, because an attachment went meanwhile or somebody touched our table, is followed by a look at the
+//! attachments and by everything anew, which takes the place of all that is there in one transaction. Connections that a new denial
+//! forbids are ended a moment later, so that a storm of changes looks through them once.
 //!
 //! What would surprise: what the node itself sends its pods, and they it, is not policy's affair, and so no connection of
 //! an address of this machine is ended.
@@ -40,6 +40,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// After a failure of what tells the kernel's news it is asked again not sooner than that.
 const AGAIN: Duration = Duration::from_millis(200);
+/// What was in force is so no longer when it was refused to be brought up to date for that long.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What problems begin with that keep policy from being in force.
 const KERNEL: &str = "policy";
@@ -75,6 +77,7 @@ pub fn start(
     let place = (node.name.as_str(), node.data_dir.as_path());
     let mut enforcer = Enforcer::new(place, role, board, changes)?;
     let look = Arc::clone(&enforcer.look);
+    enforcer.tell_standing(Instant::now());
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         let thread = thread::Builder::new().name(name.to_owned());
         let thread = thread.spawn(work).map(drop);
@@ -147,6 +150,8 @@ struct Enforcer {
     look: Arc<AtomicBool>,
     /// Whether what is in the kernel is what the model thinks.
     tries: Tries,
+    /// It was, of all kinds, since the start.
+    in_force: bool,
     /// When connections are looked through.
     end_at: Option<Instant>,
     /// Counters that nobody counts with may be deleted.
@@ -175,6 +180,7 @@ impl Enforcer {
             attachments: BTreeMap::new(),
             look: Arc::new(AtomicBool::new(true)),
             tries: Tries::default(),
+            in_force: false,
             end_at: None,
             sweep: true,
             problems: Problems::new(board),
@@ -234,6 +240,7 @@ impl Enforcer {
             }
         }
         self.tries.succeeded();
+        self.in_force |= self.model.is_synced();
         if self.end_at.is_some_and(|at| now >= at) {
             let ended = self.end_denied();
             // Again with the next look: what is not ended now would go on until another change.
@@ -271,6 +278,7 @@ impl Enforcer {
                 self.problems.put(KERNEL, told.into_iter().collect());
             }
         }
+        self.tell_standing(now);
         self.tell_denied();
         let unknown = |attachment: &&Attachment| {
             matches!(self.model.verdict(attachment), Some(Verdict::Unknown))
@@ -278,6 +286,20 @@ impl Enforcer {
         let unknown = self.attachments.keys().filter(unknown).count();
         let all = self.attachments.len();
         self.board.metrics.policy.set_pods(all - unknown, unknown);
+    }
+
+    /// Whether policy is in force. Once it was, an API that is away changes nothing of that: what was listed is known.
+    fn tell_standing(&self, now: Instant) {
+        let patience = if self.in_force {
+            PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        let unlisted: Vec<_> = self.model.unlisted().map(|kind| kind.to_string()).collect();
+        self.board.set_policy(match &unlisted[..] {
+            [] => self.tries.problem_since(patience, now).map(str::to_owned),
+            kinds => Some(format!("no list yet of {}", kinds.join(", "))),
+        });
     }
 
     /// What fails is tried again with the next look of the period; what is enforced already is not held up by it.

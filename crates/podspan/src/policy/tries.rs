@@ -21,6 +21,8 @@ pub struct Tries {
 /// What happened since the last success.
 #[derive(Debug)]
 struct Failing {
+    /// The first failure.
+    since: Instant,
     /// When the next try is due.
     again: Instant,
     /// How many were followed by a try at once.
@@ -38,6 +40,7 @@ impl Tries {
     /// It is not, and is to be laid anew.
     pub fn failed(&mut self, error: &Error, now: Instant) {
         let failing = self.failing.get_or_insert(Failing {
+            since: now,
             again: now,
             at_once: 0,
             problem: None,
@@ -64,6 +67,13 @@ impl Tries {
     /// Why they fail, where that is worth telling.
     pub fn problem(&self) -> Option<&str> {
         self.failing.as_ref()?.problem.as_deref()
+    }
+
+    /// The problem, where they have been failing for that long.
+    pub fn problem_since(&self, patience: Duration, now: Instant) -> Option<&str> {
+        let since = self.failing.as_ref()?.since;
+        let is_long = now.saturating_duration_since(since) >= patience;
+        self.problem().filter(|_| is_long)
     }
 }
 
@@ -109,5 +119,25 @@ mod tests {
         tries.failed(&error(ENOENT), now + AGAIN);
         assert_eq!(tries.again(), Some(now + AGAIN));
         assert_eq!(tries.problem(), Some(told));
+    }
+
+    #[test]
+    fn how_long_they_fail_is_since_the_last_success() {
+        let begin = Instant::now();
+        let patience = 5 * AGAIN;
+        let mut tries = Tries::default();
+        for round in 0..2 {
+            let begin = begin + round * patience;
+            for turn in 0..5 {
+                let now = begin + turn * AGAIN;
+                tries.failed(&error(EBUSY), now);
+                assert!(tries.problem_since(Duration::ZERO, now).is_some());
+                assert_eq!(tries.problem_since(patience, now), None);
+            }
+            let why = "add rule: device or resource busy (EBUSY)";
+            assert_eq!(tries.problem_since(patience, begin + patience), Some(why));
+            tries.succeeded();
+            assert_eq!(tries.problem_since(Duration::ZERO, begin + patience), None);
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, THREE_NODES, entry};
+use crate::traffic::nft;
 
 const ADDRESS: &str = "127.0.0.1:9470";
 
@@ -132,6 +133,35 @@ fn a_node_is_not_ready_before_it_knows_the_nodes() {
     assert_eq!(ask("/readyz"), Some((503, why)));
     assert_eq!(metric("podspan_ready"), Some(0.0));
     assert!(!conflist.exists());
+}
+
+#[test]
+fn a_node_without_policy_is_not_ready_and_one_that_only_lost_sight_of_it_is() {
+    let machine = Machine::new();
+    let file = machine.path("policy.json");
+    machine.configure(&format!(
+        "policy_file = {file:?}\npolicy_wait_milliseconds = 50\n"
+    ));
+    let _agent = machine.start("agent");
+    let why = "policy is not in force: no list yet of Namespaces, Nodes, Pods, NetworkPolicies, ClusterNetworkPolicies\n";
+    machine.until("told", || ask("/readyz") == Some((503, why.to_owned())));
+    assert_eq!(metric("podspan_ready"), Some(0.0));
+    // The rest of the node does not wait for it: pods are started, closed.
+    machine.until("right", || machine.run("plan").0 == 0);
+    let _web = machine.pod_named("shop", "web");
+    let listed = nft("list table inet podspan");
+    assert!(listed.contains("comment \"closed\""), "{listed}");
+
+    machine.policies(&[]);
+    machine.until("ready", is_ready);
+    assert_eq!(metric("podspan_ready"), Some(1.0));
+    let listed = nft("list table inet podspan");
+    assert!(!listed.contains("comment \"closed\""), "{listed}");
+
+    std::fs::remove_file(&file).unwrap();
+    let told = format!("read {}", file.display());
+    machine.until("missed", || machine.log().matches(&told).count() == 3);
+    assert!(is_ready());
 }
 
 #[test]
