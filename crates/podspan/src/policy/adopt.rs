@@ -151,7 +151,7 @@ fn problem(strangers: &[String]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::process::Command;
 
     use podspan_cni::filter::INET;
@@ -165,7 +165,7 @@ mod tests {
         assert!(status.success(), "nft {commands}");
     }
 
-    fn pod(name: &str, ip: &str) -> Pod {
+    pub fn pod(name: &str, ip: &str) -> Pod {
         let mut addresses = Addresses::default();
         addresses.add(ip.parse().unwrap());
         Pod {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     /// The name of the host veth, and the alias.
-    fn attachment_of(pod: &Pod) -> (IfName, String) {
+    pub fn attachment_of(pod: &Pod) -> (IfName, String) {
         let network: NetworkName = "podspan".parse().unwrap();
         let id = AttachmentId {
             container: pod.key.name.parse().unwrap(),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     /// An attachment without chains, as an ADD without policy leaves it.
-    fn attach(ns: &TestNs, data_dir: &Path, pod: &Pod) {
+    pub fn attach(ns: &TestNs, data_dir: &Path, pod: &Pod) {
         let (veth, alias) = attachment_of(pod);
         ns.ip(&format!(
             "link add {veth} type veth peer name of-{}",

@@ -4,7 +4,8 @@
 //! Until all kinds were listed once nothing is changed: what an earlier agent laid stays in force, and what is new is not, as the board
 //! then says. A transaction that fails, because an attachment went meanwhile or somebody touched our table, is followed by a look at the
 //! attachments and by everything anew, which takes the place of all that is there in one transaction. Connections that a new denial
-//! forbids are ended a moment later, so that a storm of changes looks through them once.
+//! forbids are ended a moment later, so that a storm of changes looks through them once. Where the whole table was taken away
+//! (`nft flush ruleset`), the pods that run get their chains and programs anew at once.
 //!
 //! What would surprise: what the node itself sends its pods, and they it, is not policy's affair, and so no connection of
 //! an address of this machine is ended.
@@ -146,9 +147,13 @@ struct Enforcer {
     /// How many changes the model has that the kernel may not have yet.
     taken: u64,
     attachments: BTreeMap<Attachment, Attached>,
+    /// The table that they were seen in.
+    table: Option<u64>,
+    /// What is in the kernel may be another than what was laid.
+    anew: bool,
     /// The attachments must be looked at.
     look: Arc<AtomicBool>,
-    /// Whether what is in the kernel is what the model thinks.
+    /// How it went to bring the kernel up to date.
     tries: Tries,
     /// It was, of all kinds, since the start.
     in_force: bool,
@@ -169,15 +174,18 @@ impl Enforcer {
         board: &Arc<Board>,
         changes: Changes,
     ) -> podspan_kernel::Result<Self> {
+        let mut dataplane = Dataplane::open(role.when_unknown_open)?;
         Ok(Self {
             model: Model::new(node),
-            dataplane: Dataplane::open(role.when_unknown_open)?,
+            table: dataplane.nft().table_handle(INET)?,
+            dataplane,
             role,
             data_dir: data_dir.to_owned(),
             adopt: true,
             changes,
             taken: 0,
             attachments: BTreeMap::new(),
+            anew: false,
             look: Arc::new(AtomicBool::new(true)),
             tries: Tries::default(),
             in_force: false,
@@ -227,7 +235,7 @@ impl Enforcer {
             self.adopt = false;
             self.adopt();
         }
-        if self.tries.are_failing() {
+        if self.anew {
             self.model.anew();
             self.dataplane.begin_anew()?;
         }
@@ -239,6 +247,7 @@ impl Enforcer {
                 self.end_at.get_or_insert(now + SETTLE);
             }
         }
+        self.anew = false;
         self.tries.succeeded();
         self.in_force |= self.model.is_synced();
         if self.end_at.is_some_and(|at| now >= at) {
@@ -273,6 +282,7 @@ impl Enforcer {
                 self.board.metrics.policy.failures.inc();
                 // The attachments may be others; the next time everything is laid anew.
                 self.look.store(true, Ordering::Release);
+                self.anew = true;
                 self.tries.failed(&error, now);
                 let told = self.tries.problem().map(|why| format!("{KERNEL}: {why}"));
                 self.problems.put(KERNEL, told.into_iter().collect());
@@ -328,6 +338,12 @@ impl Enforcer {
     }
 
     fn see_attachments(&mut self) -> podspan_kernel::Result<()> {
+        let table = self.dataplane.nft().table_handle(INET)?;
+        if std::mem::replace(&mut self.table, table) != table {
+            // Somebody took the old one away, and from pods that run all that they had in it. No DEL does that.
+            self.adopt = true;
+            self.anew = true;
+        }
         let seen = chains::attachments(self.dataplane.nft())?;
         for name in self
             .attachments

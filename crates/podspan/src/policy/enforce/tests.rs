@@ -2,11 +2,16 @@
 
 use std::process::Command;
 
+use podspan_cni::filter::Filter;
+use podspan_kernel::Netlink;
+use podspan_kernel::nft::Nft;
 use podspan_kernel::testing::TestNs;
+use serde_json::json;
 
 use super::*;
 use crate::board::Report;
-use crate::kubernetes::policy::{Sink, channel};
+use crate::kubernetes::policy::{Sink, channel, read_object};
+use crate::policy::adopt::tests as pods;
 use crate::policy::object::{Change, Kind};
 
 fn nft(commands: &str) {
@@ -39,8 +44,9 @@ fn refuse_no_longer() {
 struct World {
     board: Arc<Board>,
     sink: Sink,
-    _wake: Wake,
-    _directory: tempfile::TempDir,
+    wake: Wake,
+    look: Arc<AtomicBool>,
+    directory: tempfile::TempDir,
 }
 
 impl World {
@@ -63,8 +69,9 @@ impl World {
         let world = Self {
             board,
             sink,
-            _wake: wake,
-            _directory: directory,
+            wake,
+            look: Arc::clone(&enforcer.look),
+            directory,
         };
         let busy = thread::spawn(move || {
             enforcer.run(&woken);
@@ -74,10 +81,19 @@ impl World {
     }
 
     fn list(&self, kinds: &[Kind]) {
-        for kind in kinds {
-            self.sink.send_now(Change::Begin(*kind));
-            self.sink.send_now(Change::End(*kind));
-        }
+        kinds.iter().for_each(|kind| self.list_of(*kind, None));
+    }
+
+    fn list_of(&self, kind: Kind, objects: impl IntoIterator<Item = Change>) {
+        let begin = std::iter::once(Change::Begin(kind));
+        let all = begin.chain(objects).chain([Change::End(kind)]);
+        all.for_each(|change| self.sink.send_now(change));
+    }
+
+    /// Something happened to the attachments, as the kernel tells.
+    fn happened(&self) {
+        self.look.store(true, Ordering::Release);
+        self.wake.up();
     }
 
     fn until_unready(&self, reasons: &[&str]) {
@@ -154,4 +170,58 @@ fn policy_is_in_force_when_all_was_listed_and_the_kernel_took_it_and_then_it_sta
         .for_each(|begin| world.sink.send_now(begin));
     thread::sleep(Duration::from_millis(200));
     assert_eq!(world.board.unready(), [""; 0]);
+}
+
+/// A pod of this node that nobody may send anything, attached without chains.
+fn isolated(world: &World, ns: &TestNs) -> podspan_kernel::IfName {
+    let web = pods::pod("web", "10.0.1.2");
+    pods::attach(ns, world.directory.path(), &web);
+    let shop = json!({"kind": "Namespace", "metadata": {"name": "shop"}});
+    let isolates = json!({"kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "one"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+    let [shop, isolates] = [shop, isolates].map(|object| read_object(object).unwrap().0);
+    let veth = pods::attachment_of(&web).0;
+    world.list_of(Kind::Pods, [Change::Pod(web.key.clone(), Some(web))]);
+    world.list_of(Kind::Namespaces, [shop]);
+    world.list_of(Kind::NetworkPolicies, [isolates]);
+    world.list(&[Kind::Nodes, Kind::ClusterPolicies]);
+    veth
+}
+
+#[test]
+fn pods_get_their_chains_again_at_once_when_the_table_was_taken_away_and_not_after_a_del() {
+    let ns = TestNs::new();
+    let (world, _busy) = World::start(|_| {});
+    let veth = isolated(&world, &ns);
+    let is_denied = || {
+        let own = format!("list chain {INET} pi_{veth}");
+        let listed = Command::new("nft").arg(own).output().unwrap();
+        String::from_utf8_lossy(&listed.stdout).contains(" drop")
+    };
+    let until_denied = |patience: Duration| {
+        let begin = Instant::now();
+        while !is_denied() {
+            assert!(begin.elapsed() < patience, "nothing is denied");
+            // As the kernel tells of chains that come and go.
+            world.happened();
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until_denied(Duration::from_secs(30));
+
+    // While DEL is not done the link is still there, and the API knows the pod for longer.
+    let (mut host, mut filter) = (Netlink::open().unwrap(), Filter::open().unwrap());
+    filter.remove(&mut host, &veth).unwrap();
+    world.happened();
+    thread::sleep(Duration::from_secs(1));
+    let chains = Nft::open().unwrap().list_chains_of(INET).unwrap();
+    assert!(
+        chains
+            .iter()
+            .all(|chain| chain.name != format!("pi_{veth}"))
+    );
+
+    nft("flush ruleset");
+    until_denied(PERIOD / 2);
+    assert_eq!(world.failures(), 0);
 }
