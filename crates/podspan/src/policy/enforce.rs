@@ -11,7 +11,7 @@
 //! an address of this machine is ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -22,7 +22,7 @@ use anyhow::Context as _;
 use podspan_cni::filter::INET;
 use podspan_kernel::nft::{News, NftMonitor};
 
-use super::adopt;
+use super::adopt::Adoption;
 use super::chains::{self, MAPS};
 use super::connections;
 use super::dataplane::Dataplane;
@@ -139,8 +139,7 @@ struct Enforcer {
     model: Model,
     role: PolicyRole,
     dataplane: Dataplane,
-    /// Where the plugin keeps addresses.
-    data_dir: PathBuf,
+    adoption: Adoption,
     /// There may be pods without chains.
     adopt: bool,
     changes: Changes,
@@ -180,7 +179,7 @@ impl Enforcer {
             table: dataplane.nft().table_handle(INET)?,
             dataplane,
             role,
-            data_dir: data_dir.to_owned(),
+            adoption: Adoption::new(data_dir),
             adopt: true,
             changes,
             taken: 0,
@@ -233,7 +232,7 @@ impl Enforcer {
         }
         if self.adopt && self.model.is_synced() {
             self.adopt = false;
-            self.adopt();
+            self.adopt(now);
         }
         if self.anew {
             self.model.anew();
@@ -313,9 +312,9 @@ impl Enforcer {
     }
 
     /// What fails is tried again with the next look of the period; what is enforced already is not held up by it.
-    fn adopt(&mut self) {
-        let nft = self.dataplane.nft();
-        let told = adopt::adopt(nft, &self.model, &self.attachments, &self.data_dir);
+    fn adopt(&mut self, now: Instant) {
+        let known = (&self.model, &self.attachments);
+        let told = self.adoption.look(self.dataplane.nft(), known, now);
         self.problems.put("pods without chains", told);
     }
 
