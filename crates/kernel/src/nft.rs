@@ -187,20 +187,29 @@ impl Nft {
     /// # Errors
     /// What the kernel answered.
     pub fn has_table(&mut self, table: Table<'_>) -> Result<bool> {
+        Ok(self.table_handle(table)?.is_some())
+    }
+
+    /// The number of the table, which none that is made in its place has in the same network namespace; none when it is not there.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn table_handle(&mut self, table: Table<'_>) -> Result<Option<u64>> {
         let header = encode::Header {
             kind: message::GET_TABLE,
             flags: NLM_F_REQUEST | NLM_F_ACK,
             family: table.family as u8,
             resource: 0,
         };
+        let mut handle = 0;
         let asked = self.link.ask(
             header,
             |to| to.text(1, table.name), // NFTA_TABLE_NAME
-            |_| {},
+            |attributes| handle = read_handle(attributes).unwrap_or_default(),
         );
         match asked {
-            Ok(()) => Ok(true),
-            Err(refusal) if refusal.errno == Errno::NOENT => Ok(false),
+            Ok(()) => Ok(Some(handle)),
+            Err(refusal) if refusal.errno == Errno::NOENT => Ok(None),
             Err(refusal) => Err(refusal.into_error(format!("find table {table}"))),
         }
     }
@@ -332,4 +341,9 @@ impl Nft {
             }
         }
     }
+}
+
+fn read_handle(table: Attributes<'_>) -> Option<u64> {
+    let bytes = table.find(4)?; // NFTA_TABLE_HANDLE
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }

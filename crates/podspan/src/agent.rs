@@ -183,6 +183,10 @@ impl Agent<'_> {
         let Some(cluster) = self.registry.cluster() else {
             let problems = self.registry.problems().map(str::to_owned);
             found.report.unready.extend(problems);
+            if found.report.unready.is_empty() {
+                let why = "the Nodes are not known yet";
+                found.report.unready.push(why.to_owned());
+            }
             return Ok(());
         };
         let metrics = &self.board.metrics;

@@ -1,8 +1,8 @@
-//! The board between the agent's loop and the thread beside it: each pins up what the other reads, and neither ever waits
-//! for the other.
+//! The board between the agent's loop and the threads beside it: each pins up what the others read, and none ever waits
+//! for another.
 //!
-//! The loop pins up a report after each look, and when the last look began; a scrape reads what hangs there. Nothing here
-//! does I/O.
+//! The loop pins up a report after each look, and when the last look began; the thread for policy, whether that is in force; a
+//! scrape reads what hangs there. Nothing here does I/O.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub struct Board {
     /// When the last look began, in milliseconds since the start.
     look_began: AtomicU64,
     report: watch::Sender<Arc<Report>>,
+    /// Why policy is not in force.
+    policy: watch::Sender<Option<String>>,
     /// What went wrong on the other thread, told by the loop.
     problems: watch::Sender<BTreeSet<String>>,
     /// The ways that the other thread tests, and what it found out.
@@ -75,6 +77,7 @@ impl Board {
             start: Instant::now(),
             look_began: AtomicU64::new(0),
             report: watch::Sender::new(Arc::new(report)),
+            policy: watch::Sender::new(None),
             problems: watch::Sender::new(BTreeSet::new()),
             targets: watch::Sender::new(Arc::default()),
             probed: watch::Sender::new(Probed::default()),
@@ -103,6 +106,29 @@ impl Board {
     /// The last report.
     pub fn report(&self) -> Arc<Report> {
         Arc::clone(&self.report.borrow())
+    }
+
+    /// Says that policy is not in force and why, or that nothing is to be said of it.
+    pub fn set_policy(&self, why_not: Option<String>) {
+        self.policy.send_if_modified(|last| {
+            let is_new = *last != why_not;
+            if is_new {
+                *last = why_not;
+            }
+            is_new
+        });
+    }
+
+    /// Why pods cannot be started here, or may not work, by the last report and by what is said of policy; nothing when they can.
+    pub fn unready(&self) -> Vec<String> {
+        let mut reasons = self.report().unready.clone();
+        let of_policy = self.policy.borrow();
+        reasons.extend(
+            of_policy
+                .iter()
+                .map(|why| format!("policy is not in force: {why}")),
+        );
+        reasons
     }
 
     /// Sets or takes back a problem of the thread beside the loop; true when that is new.

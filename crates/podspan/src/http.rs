@@ -101,7 +101,7 @@ async fn answer_readiness(State(board): State<Arc<Board>>) -> impl IntoResponse 
 
 /// Why pods cannot be started on this machine, or may not work; nothing when they can.
 pub fn unready(board: &Board) -> Vec<String> {
-    reasons(board.since_look_began(), &board.report().unready)
+    reasons(board.since_look_began(), &board.unready())
 }
 
 /// What the last look found, which is worth nothing where the loop hangs.

@@ -34,4 +34,5 @@ pub mod object;
 mod oracle;
 pub mod program;
 pub mod source;
+mod tries;
 pub mod words;

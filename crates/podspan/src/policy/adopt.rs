@@ -3,14 +3,16 @@
 //!
 //! Which pod an attachment is of says its address: the runtime named no pod when it was made, but the API does. One that a plugin
 //! of somebody else made has nothing of ours that goes with its address; policy does not hold for it until its pod is made
-//! anew, and that is told.
+//! anew, and that is told. But a pod whose attachment is gone has addresses in the API for about a second more, so that only who
+//! was nobody's for longer is named.
 //!
 //! Each pod has a transaction of its own, and one that fails keeps no other from its chains. A DEL may come between the look and
 //! the transaction, and then knew of nothing to remove: what was made for an attachment that is gone is removed here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use podspan_cni::attachment::{AttachmentId, NetworkName};
 use podspan_cni::filter::Filter;
@@ -19,20 +21,113 @@ use podspan_kernel::nft::{Batch, Nft};
 use podspan_kernel::{IfName, Mac, Netlink};
 
 use super::model::Model;
-use super::object::{Attached, Pod};
+use super::object::{Attached, Key, Pod, Text};
 use super::program::Attachment;
 use crate::list::{self, Row};
 
 /// How many pods are named.
 const NAMED: usize = 3;
+/// Who has been nobody's for that long is named.
+const STRANGE: Duration = Duration::from_secs(5);
 
-/// Makes chains for the pods of this node that have none; says for whom policy does not hold and why, for people.
-pub fn adopt(
-    nft: &mut Nft,
-    model: &Model,
-    attachments: &BTreeMap<Attachment, Attached>,
-    data_dir: &Path,
-) -> BTreeSet<String> {
+/// Looks for pods without chains.
+#[derive(Debug)]
+pub struct Adoption {
+    /// Where the plugin keeps addresses.
+    data_dir: PathBuf,
+    /// The pods that nobody of ours has attached, by their names and numbers, since when.
+    strangers: BTreeMap<(Key, Text), Instant>,
+}
+
+impl Adoption {
+    /// Of that directory of the plugin's.
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            strangers: BTreeMap::new(),
+        }
+    }
+
+    /// Makes chains for the pods of this node that have none; says for whom policy does not hold and why, for people.
+    pub fn look(
+        &mut self,
+        nft: &mut Nft,
+        (model, attachments): (&Model, &BTreeMap<Attachment, Attached>),
+        now: Instant,
+    ) -> BTreeSet<String> {
+        let missing = missing(model, attachments);
+        if missing.is_empty() {
+            self.strangers.clear();
+            return BTreeSet::new();
+        }
+        match self.give_chains(nft, &missing, now) {
+            Ok(problems) => problems,
+            Err(error) => BTreeSet::from([format!(
+                "policy: pods that were there before have no chains: {error:#}"
+            )]),
+        }
+    }
+
+    /// Goes on after a pod that cannot have any.
+    ///
+    /// # Errors
+    /// What the kernel answered, or the file system, when it is not known which attachments there are.
+    fn give_chains(
+        &mut self,
+        nft: &mut Nft,
+        missing: &[&Pod],
+        now: Instant,
+    ) -> anyhow::Result<BTreeSet<String>> {
+        let mut host = Netlink::open()?;
+        let rows = list::rows(&mut host, &self.data_dir)?;
+        let mut problems = BTreeSet::new();
+        let before = std::mem::take(&mut self.strangers);
+        for pod in missing {
+            let of_pod = |row: &&Row| pod.addresses.iter().any(|ip| row.addresses.contains(&ip));
+            let Some((veth, alias)) = rows.iter().find(of_pod).and_then(attachment) else {
+                let stranger = (pod.key.clone(), pod.uid.clone());
+                let since = before.get(&stranger).copied().unwrap_or(now);
+                self.strangers.insert(stranger, since);
+                continue;
+            };
+            if let Err(error) = take_in(&mut host, nft, (&veth, &alias), pod) {
+                problems.insert(format!(
+                    "policy does not hold for pod {} yet: {error:#}",
+                    pod.key
+                ));
+            }
+        }
+        problems.extend(self.problem(now));
+        Ok(problems)
+    }
+
+    fn problem(&self, now: Instant) -> Option<String> {
+        let is_sure = |since: &Instant| now.saturating_duration_since(*since) >= STRANGE;
+        let strangers = self.strangers.iter();
+        let strangers: Vec<String> = strangers
+            .filter(|(_, since)| is_sure(since))
+            .map(|((key, _), _)| key.to_string())
+            .collect();
+        let (first, rest) = match strangers.split_at_checked(NAMED) {
+            Some((first, rest)) => (first, rest.len()),
+            None => (&strangers[..], 0),
+        };
+        if first.is_empty() {
+            return None;
+        }
+        let more = match rest {
+            0 => String::new(),
+            rest => format!(" and {rest} more"),
+        };
+        Some(format!(
+            "policy does not hold for pods that another plugin attached: {}{more}; kubectl delete pod makes each anew",
+            first.join(", ")
+        ))
+    }
+}
+
+/// The pods of this node none of whose addresses has chains.
+fn missing<'a>(model: &'a Model, attachments: &BTreeMap<Attachment, Attached>) -> Vec<&'a Pod> {
     let covered = attachments
         .values()
         .flat_map(|attached| attached.addresses.iter());
@@ -41,45 +136,7 @@ pub fn adopt(
         let mut addresses = pod.addresses.iter();
         addresses.next().is_some() && !pod.addresses.iter().any(|ip| covered.contains(&ip))
     };
-    let missing: Vec<&Pod> = model.pods_here().filter(is_missing).collect();
-    if missing.is_empty() {
-        return BTreeSet::new();
-    }
-    match give_chains(nft, &missing, data_dir) {
-        Ok(problems) => problems,
-        Err(error) => BTreeSet::from([format!(
-            "policy: pods that were there before have no chains: {error:#}"
-        )]),
-    }
-}
-
-/// Goes on after a pod that cannot have any.
-///
-/// # Errors
-/// What the kernel answered, or the file system, when it is not known which attachments there are.
-fn give_chains(
-    nft: &mut Nft,
-    missing: &[&Pod],
-    data_dir: &Path,
-) -> anyhow::Result<BTreeSet<String>> {
-    let mut host = Netlink::open()?;
-    let rows = list::rows(&mut host, data_dir)?;
-    let (mut problems, mut strangers) = (BTreeSet::new(), Vec::new());
-    for pod in missing {
-        let of_pod = |row: &&Row| pod.addresses.iter().any(|ip| row.addresses.contains(&ip));
-        let Some((veth, alias)) = rows.iter().find(of_pod).and_then(attachment) else {
-            strangers.push(pod.key.to_string());
-            continue;
-        };
-        if let Err(error) = take_in(&mut host, nft, (&veth, &alias), pod) {
-            problems.insert(format!(
-                "policy does not hold for pod {} yet: {error:#}",
-                pod.key
-            ));
-        }
-    }
-    problems.extend(problem(&strangers));
-    Ok(problems)
+    model.pods_here().filter(is_missing).collect()
 }
 
 /// Chains and a record for an attachment, unless it went meanwhile.
@@ -132,40 +189,22 @@ fn subject(pod: &Pod) -> Subject {
     }
 }
 
-fn problem(strangers: &[String]) -> Option<String> {
-    let (first, rest) = match strangers.split_at_checked(NAMED) {
-        Some((first, rest)) => (first, rest.len()),
-        None => (strangers, 0),
-    };
-    if first.is_empty() {
-        return None;
-    }
-    let more = match rest {
-        0 => String::new(),
-        rest => format!(" and {rest} more"),
-    };
-    Some(format!(
-        "policy does not hold for pods that another plugin attached: {}{more}; kubectl delete pod makes each anew",
-        first.join(", ")
-    ))
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::process::Command;
 
     use podspan_cni::filter::INET;
     use podspan_kernel::testing::TestNs;
 
     use super::*;
-    use crate::policy::object::{Addresses, Change, Key, Kind, Labels};
+    use crate::policy::object::{Addresses, Change, Kind, Labels};
 
     fn nft(commands: &str) {
         let status = Command::new("nft").arg(commands).status().unwrap();
         assert!(status.success(), "nft {commands}");
     }
 
-    fn pod(name: &str, ip: &str) -> Pod {
+    pub fn pod(name: &str, ip: &str) -> Pod {
         let mut addresses = Addresses::default();
         addresses.add(ip.parse().unwrap());
         Pod {
@@ -192,7 +231,7 @@ mod tests {
     }
 
     /// The name of the host veth, and the alias.
-    fn attachment_of(pod: &Pod) -> (IfName, String) {
+    pub fn attachment_of(pod: &Pod) -> (IfName, String) {
         let network: NetworkName = "podspan".parse().unwrap();
         let id = AttachmentId {
             container: pod.key.name.parse().unwrap(),
@@ -202,7 +241,7 @@ mod tests {
     }
 
     /// An attachment without chains, as an ADD without policy leaves it.
-    fn attach(ns: &TestNs, data_dir: &Path, pod: &Pod) {
+    pub fn attach(ns: &TestNs, data_dir: &Path, pod: &Pod) {
         let (veth, alias) = attachment_of(pod);
         ns.ip(&format!(
             "link add {veth} type veth peer name of-{}",
@@ -249,12 +288,15 @@ mod tests {
         }
         let model = model(&pods);
         let mut kernel = Nft::open().unwrap();
-        let mut tell = || {
+        let mut adoption = Adoption::new(directory.path());
+        let now = Instant::now();
+        let mut tell = |now| {
             let before = with_chains(&mut kernel);
-            let told = adopt(&mut kernel, &model, &before, directory.path());
+            let told = adoption.look(&mut kernel, (&model, &before), now);
             (told, with_chains(&mut kernel))
         };
-        let (told, there) = tell();
+        assert_eq!(tell(now).0.len(), 2, "nobody is called a stranger at once");
+        let (told, there) = tell(now + STRANGE);
         assert_eq!(names(&there), BTreeSet::from(["b"]));
         let stranger = "policy does not hold for pods that another plugin attached: shop/d; \
                         kubectl delete pod makes each anew";
@@ -274,9 +316,40 @@ mod tests {
         for chain in &in_the_way {
             nft(&format!("delete chain {chain}"));
         }
-        let (told, there) = tell();
+        let (told, there) = tell(now + STRANGE);
         assert_eq!(names(&there), BTreeSet::from(["a", "b", "c"]));
         assert_eq!(told, BTreeSet::from([stranger.to_owned()]));
+    }
+
+    #[test]
+    fn a_pod_whose_attachment_is_gone_is_no_stranger_while_the_api_still_has_its_address() {
+        let _ns = TestNs::new();
+        let directory = tempfile::tempdir().unwrap();
+        let mut kernel = Nft::open().unwrap();
+        let mut adoption = Adoption::new(directory.path());
+        let mut tell = |pod: Option<&Pod>, now| {
+            let model = model(pod.cloned().as_slice());
+            let told = adoption.look(&mut kernel, (&model, &BTreeMap::new()), now);
+            told.into_iter().collect::<Vec<_>>().join("\n")
+        };
+        let begin = Instant::now();
+        let old = pod("web-0", "10.0.1.2");
+        let mut new = pod("web-0", "10.0.1.3");
+        new.uid = "another".into();
+        let almost = STRANGE - Duration::from_millis(1);
+        // However often it is looked.
+        for at in [Duration::ZERO, STRANGE / 4, STRANGE / 2, almost] {
+            assert_eq!(tell(Some(&old), begin + at), "");
+        }
+        // It goes, and so does the one that comes under its name.
+        for at in [STRANGE, STRANGE + almost] {
+            assert_eq!(tell(Some(&new), begin + at), "");
+        }
+        assert_eq!(tell(None, begin + 2 * STRANGE), "");
+        // One that stays is none of ours.
+        assert_eq!(tell(Some(&old), begin + 3 * STRANGE), "");
+        let told = tell(Some(&old), begin + 4 * STRANGE);
+        assert!(told.contains("shop/web-0; kubectl delete pod"), "{told}");
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! The thread that keeps policy in force: what is new in the API or of this node's attachments goes into the model, and what the
 //! model says is different into the kernel.
 //!
-//! Until all kinds were listed once nothing is changed: what an earlier agent laid stays in force. A transaction that fails, because
-//! an attachment went meanwhile or somebody touched our table, is followed by a look at the attachments and by everything anew, which
-//! takes the place of all that is there in one transaction. Connections that a new denial forbids are ended a moment later, so
-//! that a storm of changes looks through them once.
+//! Until all kinds were listed once nothing is changed: what an earlier agent laid stays in force, and what is new is not, as the board
+//! then says. A transaction that fails, because an attachment went meanwhile or somebody touched our table, is followed by a look at the
+//! attachments and by everything anew, which takes the place of all that is there in one transaction. Connections that a new denial
+//! forbids are ended a moment later, so that a storm of changes looks through them once. Where the whole table was taken away
+//! (`nft flush ruleset`), the pods that run get their chains and programs anew at once.
 //!
 //! What would surprise: what the node itself sends its pods, and they it, is not policy's affair, and so no connection of
 //! an address of this machine is ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -21,7 +22,7 @@ use anyhow::Context as _;
 use podspan_cni::filter::INET;
 use podspan_kernel::nft::{News, NftMonitor};
 
-use super::adopt;
+use super::adopt::Adoption;
 use super::chains::{self, MAPS};
 use super::connections;
 use super::dataplane::Dataplane;
@@ -29,6 +30,7 @@ use super::denied::{Counted, Series};
 use super::model::Model;
 use super::object::Attached;
 use super::program::{Attachment, Verdict};
+use super::tries::Tries;
 use crate::board::Board;
 use crate::config::{NodeRole, PolicyRole};
 use crate::kubernetes::policy::Changes;
@@ -37,8 +39,10 @@ use crate::kubernetes::policy::Changes;
 const PERIOD: Duration = Duration::from_secs(10);
 /// How long after a denial the connections are looked through, for those that follow it.
 const SETTLE: Duration = Duration::from_millis(100);
-/// After a failure everything is laid anew not sooner than that.
+/// After a failure of what tells the kernel's news it is asked again not sooner than that.
 const AGAIN: Duration = Duration::from_millis(200);
+/// What was in force is so no longer when it was refused to be brought up to date for that long.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What problems begin with that keep policy from being in force.
 const KERNEL: &str = "policy";
@@ -71,23 +75,10 @@ pub fn start(
     (wake, woken): (Wake, Receiver<()>),
 ) -> anyhow::Result<()> {
     let monitor = NftMonitor::open()?;
-    let look = Arc::new(AtomicBool::new(true));
-    let mut enforcer = Enforcer {
-        model: Model::new(&node.name),
-        dataplane: Dataplane::open(role.when_unknown_open)?,
-        role,
-        data_dir: node.data_dir.clone(),
-        adopt: true,
-        changes,
-        taken: 0,
-        attachments: BTreeMap::new(),
-        look: Arc::clone(&look),
-        failed: None,
-        end_at: None,
-        sweep: true,
-        problems: Problems::new(board),
-        board: Arc::clone(board),
-    };
+    let place = (node.name.as_str(), node.data_dir.as_path());
+    let mut enforcer = Enforcer::new(place, role, board, changes)?;
+    let look = Arc::clone(&enforcer.look);
+    enforcer.tell_standing(Instant::now());
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         let thread = thread::Builder::new().name(name.to_owned());
         let thread = thread.spawn(work).map(drop);
@@ -148,18 +139,23 @@ struct Enforcer {
     model: Model,
     role: PolicyRole,
     dataplane: Dataplane,
-    /// Where the plugin keeps addresses.
-    data_dir: PathBuf,
+    adoption: Adoption,
     /// There may be pods without chains.
     adopt: bool,
     changes: Changes,
     /// How many changes the model has that the kernel may not have yet.
     taken: u64,
     attachments: BTreeMap<Attachment, Attached>,
+    /// The table that they were seen in.
+    table: Option<u64>,
+    /// What is in the kernel may be another than what was laid.
+    anew: bool,
     /// The attachments must be looked at.
     look: Arc<AtomicBool>,
-    /// What is in the kernel is not what the model thinks, since then.
-    failed: Option<Instant>,
+    /// How it went to bring the kernel up to date.
+    tries: Tries,
+    /// It was, of all kinds, since the start.
+    in_force: bool,
     /// When connections are looked through.
     end_at: Option<Instant>,
     /// Counters that nobody counts with may be deleted.
@@ -170,17 +166,42 @@ struct Enforcer {
 }
 
 impl Enforcer {
+    /// Of the node of that name; nothing is changed yet.
+    fn new(
+        (node, data_dir): (&str, &Path),
+        role: PolicyRole,
+        board: &Arc<Board>,
+        changes: Changes,
+    ) -> podspan_kernel::Result<Self> {
+        let mut dataplane = Dataplane::open(role.when_unknown_open)?;
+        Ok(Self {
+            model: Model::new(node),
+            table: dataplane.nft().table_handle(INET)?,
+            dataplane,
+            role,
+            adoption: Adoption::new(data_dir),
+            adopt: true,
+            changes,
+            taken: 0,
+            attachments: BTreeMap::new(),
+            anew: false,
+            look: Arc::new(AtomicBool::new(true)),
+            tries: Tries::default(),
+            in_force: false,
+            end_at: None,
+            sweep: true,
+            problems: Problems::new(board),
+            board: Arc::clone(board),
+        })
+    }
+
     fn run(&mut self, woken: &Receiver<()>) {
         let mut next_look = Instant::now();
         loop {
-            let now = Instant::now();
-            let until = [
-                Some(next_look),
-                self.end_at,
-                self.failed.map(|at| at + AGAIN),
-            ];
-            let until = until.into_iter().flatten().min().unwrap_or(now);
-            let waited = woken.recv_timeout(until.saturating_duration_since(now));
+            // Until what failed has been tried again nothing else is done.
+            let due = self.tries.again().or(self.end_at);
+            let until = due.map_or(next_look, |due| due.min(next_look));
+            let waited = woken.recv_timeout(until.saturating_duration_since(Instant::now()));
             if waited == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
@@ -202,7 +223,7 @@ impl Enforcer {
 
     /// Brings the kernel up to what the model says.
     fn keep(&mut self, now: Instant) -> podspan_kernel::Result<()> {
-        if self.failed.is_some_and(|at| now < at + AGAIN) {
+        if self.tries.again().is_some_and(|again| now < again) {
             return Ok(());
         }
         // Before the look: what comes meanwhile is looked at again.
@@ -211,9 +232,9 @@ impl Enforcer {
         }
         if self.adopt && self.model.is_synced() {
             self.adopt = false;
-            self.adopt();
+            self.adopt(now);
         }
-        if self.failed.take().is_some() {
+        if self.anew {
             self.model.anew();
             self.dataplane.begin_anew()?;
         }
@@ -225,6 +246,9 @@ impl Enforcer {
                 self.end_at.get_or_insert(now + SETTLE);
             }
         }
+        self.anew = false;
+        self.tries.succeeded();
+        self.in_force |= self.model.is_synced();
         if self.end_at.is_some_and(|at| now >= at) {
             let ended = self.end_denied();
             // Again with the next look: what is not ended now would go on until another change.
@@ -247,7 +271,7 @@ impl Enforcer {
 
     fn tell(&mut self, outcome: podspan_kernel::Result<()>, now: Instant) {
         match outcome {
-            Ok(()) if self.failed.is_none() => {
+            Ok(()) if !self.tries.are_failing() => {
                 let taken = std::mem::take(&mut self.taken);
                 self.board.metrics.policy.told.inc_by(taken);
                 self.problems.put(KERNEL, BTreeSet::new());
@@ -257,16 +281,13 @@ impl Enforcer {
                 self.board.metrics.policy.failures.inc();
                 // The attachments may be others; the next time everything is laid anew.
                 self.look.store(true, Ordering::Release);
-                if error.is_not_found() {
-                    // One that went meanwhile is no problem, and others need not wait for it.
-                    self.failed = now.checked_sub(AGAIN).or(Some(now));
-                } else {
-                    self.failed = Some(now);
-                    let told = format!("{KERNEL}: {error}");
-                    self.problems.put(KERNEL, BTreeSet::from([told]));
-                }
+                self.anew = true;
+                self.tries.failed(&error, now);
+                let told = self.tries.problem().map(|why| format!("{KERNEL}: {why}"));
+                self.problems.put(KERNEL, told.into_iter().collect());
             }
         }
+        self.tell_standing(now);
         self.tell_denied();
         let unknown = |attachment: &&Attachment| {
             matches!(self.model.verdict(attachment), Some(Verdict::Unknown))
@@ -276,10 +297,24 @@ impl Enforcer {
         self.board.metrics.policy.set_pods(all - unknown, unknown);
     }
 
+    /// Whether policy is in force. Once it was, an API that is away changes nothing of that: what was listed is known.
+    fn tell_standing(&self, now: Instant) {
+        let patience = if self.in_force {
+            PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        let unlisted: Vec<_> = self.model.unlisted().map(|kind| kind.to_string()).collect();
+        self.board.set_policy(match &unlisted[..] {
+            [] => self.tries.problem_since(patience, now).map(str::to_owned),
+            kinds => Some(format!("no list yet of {}", kinds.join(", "))),
+        });
+    }
+
     /// What fails is tried again with the next look of the period; what is enforced already is not held up by it.
-    fn adopt(&mut self) {
-        let nft = self.dataplane.nft();
-        let told = adopt::adopt(nft, &self.model, &self.attachments, &self.data_dir);
+    fn adopt(&mut self, now: Instant) {
+        let known = (&self.model, &self.attachments);
+        let told = self.adoption.look(self.dataplane.nft(), known, now);
         self.problems.put("pods without chains", told);
     }
 
@@ -302,6 +337,12 @@ impl Enforcer {
     }
 
     fn see_attachments(&mut self) -> podspan_kernel::Result<()> {
+        let table = self.dataplane.nft().table_handle(INET)?;
+        if std::mem::replace(&mut self.table, table) != table {
+            // Somebody took the old one away, and from pods that run all that they had in it. No DEL does that.
+            self.adopt = true;
+            self.anew = true;
+        }
         let seen = chains::attachments(self.dataplane.nft())?;
         for name in self
             .attachments
@@ -326,3 +367,6 @@ impl Enforcer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,8 +41,6 @@ use policies::{Policies, Subject};
 use programs::Programs;
 use set::Sets;
 
-const KINDS: usize = 5;
-
 /// What is known, and what follows for this node.
 #[derive(Debug)]
 pub struct Model {
@@ -143,7 +141,13 @@ impl Model {
 
     /// All kinds were listed once since the start.
     pub fn is_synced(&self) -> bool {
-        self.listed.len() == KINDS
+        self.listed.len() == Kind::ALL.len()
+    }
+
+    /// The kinds of which that is still to come.
+    pub fn unlisted(&self) -> impl Iterator<Item = Kind> {
+        let all = Kind::ALL.into_iter();
+        all.filter(|kind| !self.listed.contains(kind))
     }
 
     /// What is different since the last call; since the start, everything. Empty until all kinds were listed.

@@ -6,6 +6,7 @@
 //!
 //! Sources: `networking.k8s.io/v1` NetworkPolicy, `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy, `v1` Pod, Namespace, Node.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -289,6 +290,29 @@ pub enum Kind {
     NetworkPolicies,
     /// ClusterNetworkPolicies; none in a cluster that does not have that kind.
     ClusterPolicies,
+}
+
+impl Kind {
+    /// All that policy reads.
+    pub const ALL: [Self; 5] = [
+        Self::Namespaces,
+        Self::Nodes,
+        Self::Pods,
+        Self::NetworkPolicies,
+        Self::ClusterPolicies,
+    ];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Namespaces => "Namespaces",
+            Self::Nodes => "Nodes",
+            Self::Pods => "Pods",
+            Self::NetworkPolicies => "NetworkPolicies",
+            Self::ClusterPolicies => "ClusterNetworkPolicies",
+        })
+    }
 }
 
 /// What is new in the API: an object as it is now, or none where it is gone.

@@ -14,14 +14,6 @@ use super::object::{Change, Kind};
 use crate::config::{PolicyRole, RegistryConfig, Role};
 use crate::kubernetes::policy::{self, Sink};
 
-const KINDS: [Kind; 5] = [
-    Kind::Namespaces,
-    Kind::Nodes,
-    Kind::Pods,
-    Kind::NetworkPolicies,
-    Kind::ClusterPolicies,
-];
-
 /// All that there is now, for a command.
 ///
 /// # Errors
@@ -112,7 +104,7 @@ fn parse(file: &Path, content: &str) -> anyhow::Result<(Vec<Change>, Vec<String>
             named()
         )
     })?;
-    let mut changes: Vec<Change> = KINDS.map(Change::Begin).into();
+    let mut changes: Vec<Change> = Kind::ALL.map(Change::Begin).into();
     let mut problems = Vec::new();
     for (number, item) in list.items.into_iter().enumerate() {
         match policy::read_object(item) {
@@ -123,7 +115,7 @@ fn parse(file: &Path, content: &str) -> anyhow::Result<(Vec<Change>, Vec<String>
             Err(why) => problems.push(format!("{}: items[{number}]: {why}", named())),
         }
     }
-    changes.extend(KINDS.map(Change::End));
+    changes.extend(Kind::ALL.map(Change::End));
     Ok((changes, problems))
 }
 

@@ -3,9 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::machine::{Machine, THREE_NODES, entry};
+use crate::traffic::nft;
 
 const ADDRESS: &str = "127.0.0.1:9470";
 
@@ -104,6 +105,63 @@ fn a_node_that_cannot_have_pods_is_not_ready_and_says_why() {
     let conflist = machine.path("net.d/10-podspan.conflist");
     std::fs::write(conflist, "{\"plugins\": [{\"type\": \"bridge\"}]}").unwrap();
     machine.until("not ready", || !is_ready());
+}
+
+#[test]
+fn a_node_is_not_ready_before_it_knows_the_nodes() {
+    let machine = Machine::new();
+    // The connection is taken, and never answered.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]});
+    let file = machine.path("kubeconfig");
+    std::fs::write(&file, kubeconfig.to_string()).unwrap();
+    let conflist = machine.path("net.d/10-podspan.conflist");
+    let config = format!(
+        "node = \"node1\"\nregistry = \"kubernetes\"\nkubeconfig = {file:?}\nconflist = {conflist:?}\npolicy = false\n"
+    );
+    std::fs::write(machine.path("agent.toml"), config).unwrap();
+    let _agent = machine.start("agent");
+    let first = (503, "the first look has not ended yet\n".to_owned());
+    machine.until("it has looked", || {
+        ask("/readyz").is_some_and(|answer| answer != first)
+    });
+    let why = "the Nodes are not known yet\n".to_owned();
+    assert_eq!(ask("/readyz"), Some((503, why)));
+    assert_eq!(metric("podspan_ready"), Some(0.0));
+    assert!(!conflist.exists());
+}
+
+#[test]
+fn a_node_without_policy_is_not_ready_and_one_that_only_lost_sight_of_it_is() {
+    let machine = Machine::new();
+    let file = machine.path("policy.json");
+    machine.configure(&format!(
+        "policy_file = {file:?}\npolicy_wait_milliseconds = 50\n"
+    ));
+    let _agent = machine.start("agent");
+    let why = "policy is not in force: no list yet of Namespaces, Nodes, Pods, NetworkPolicies, ClusterNetworkPolicies\n";
+    machine.until("told", || ask("/readyz") == Some((503, why.to_owned())));
+    assert_eq!(metric("podspan_ready"), Some(0.0));
+    // The rest of the node does not wait for it: pods are started, closed.
+    machine.until("right", || machine.run("plan").0 == 0);
+    let _web = machine.pod_named("shop", "web");
+    let listed = nft("list table inet podspan");
+    assert!(listed.contains("comment \"closed\""), "{listed}");
+
+    machine.policies(&[]);
+    machine.until("ready", is_ready);
+    assert_eq!(metric("podspan_ready"), Some(1.0));
+    let listed = nft("list table inet podspan");
+    assert!(!listed.contains("comment \"closed\""), "{listed}");
+
+    std::fs::remove_file(&file).unwrap();
+    let told = format!("read {}", file.display());
+    machine.until("missed", || machine.log().matches(&told).count() == 3);
+    assert!(is_ready());
 }
 
 #[test]

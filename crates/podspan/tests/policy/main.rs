@@ -16,6 +16,7 @@ mod asked;
 mod away;
 mod cases;
 mod first;
+mod flushed;
 mod json;
 mod packets;
 mod prober;

@@ -104,6 +104,28 @@ fn removing_what_is_not_there_is_fine_and_a_foreign_table_stays() {
 }
 
 #[test]
+fn a_table_in_the_place_of_another_has_another_number() {
+    let _ns = TestNs::new();
+    let mut own = Nft::open().unwrap();
+    assert_eq!(own.table_handle(INET).unwrap(), None);
+    own.commit(masquerade()).unwrap();
+    let first = own.table_handle(INET).unwrap();
+    let listed = nft("-a list table inet podspan", "");
+    let line = listed.lines().next().unwrap();
+    let told: u64 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
+    assert_eq!(first, Some(told), "{line}");
+    let mut batch = masquerade();
+    batch.add_element(&MASQUERADE4, &address(1));
+    own.commit(batch).unwrap();
+    assert_eq!(own.table_handle(INET).unwrap(), first);
+    nft("-f -", "flush ruleset; table inet podspan { }");
+    let second = own.table_handle(INET).unwrap();
+    assert!(second.is_some() && second != first, "{second:?}");
+    nft("flush ruleset", "");
+    assert_eq!(own.table_handle(INET).unwrap(), None);
+}
+
+#[test]
 fn five_thousand_elements_fit_in_one_batch_and_so_do_their_refusals() {
     let _ns = TestNs::new();
     let mut nft = Nft::open().unwrap();
