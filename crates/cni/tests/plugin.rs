@@ -731,6 +731,36 @@ fn routes_dns_and_mtu_of_the_configuration_reach_the_pod_and_the_result() {
     assert_eq!(node.ns.ip("link show podspan0")[0]["mtu"], 1450);
 }
 
+/// A link of so small an MTU has no IPv6 in the kernel, as every link where IPv6 is off (`ipv6.disable=1`).
+#[test]
+fn a_pod_without_ipv6_is_attached_where_links_have_none() {
+    for changes in [
+        json!({}),
+        json!({"runtimeConfig": {"bandwidth": {
+            "egressRate": 1_000_000, "egressBurst": 1_000_000}}}),
+    ] {
+        let (node, pod) = (Node::new(), Pod::new());
+        let mut conf = node.conf(changes);
+        conf["mtu"] = json!(1200);
+        conf["ipam"]["ranges"] = json!([[{"subnet": "10.244.1.0/24"}]]);
+        let added = node.add("c1", &pod, &conf).expect_ok();
+        let host_veth = added.json["interfaces"][1]["name"].as_str().unwrap();
+        let seen = &node.ns.ip(&format!("link show {host_veth}"))[0];
+        assert_eq!(
+            (&seen["mtu"], &seen["operstate"]),
+            (&1200.into(), &"UP".into())
+        );
+        assert!(seen["ifalias"].as_str().unwrap().starts_with("podspan:"));
+        let _server = pod.listen();
+        let address: (std::net::IpAddr, u16) = (added.ip(4).parse().unwrap(), 8080);
+        std::net::TcpStream::connect(address).unwrap();
+        node.check("c1", &pod, &node.with_prev(&conf, &added))
+            .expect_ok();
+        node.del("c1", &conf).expect_ok();
+        node.assert_clean("an MTU below that of IPv6");
+    }
+}
+
 #[test]
 fn a_switch_without_gateway_gives_no_address_and_no_route() {
     let (node, pod) = (Node::new(), Pod::new());
