@@ -664,6 +664,25 @@ fn a_stale_address_on_the_bridge_never_fails_an_add() {
     assert!(pod.reaches("10.244.9.1"));
 }
 
+/// A kill between the making of the bridge and what makes it right leaves it as it is here.
+#[test]
+fn a_bridge_that_was_only_just_made_is_completed_before_it_bears_our_mark() {
+    let (node, pod) = (Node::new(), Pod::new());
+    node.ns
+        .ip("link add podspan0 address 0a:58:0a:f4:01:01 up type bridge");
+    let sysctls = || {
+        ["accept_ra", "accept_dad"].map(|key| {
+            let key = format!("/proc/sys/net/ipv6/conf/podspan0/{key}");
+            std::fs::read_to_string(key).unwrap()
+        })
+    };
+    assert_eq!(sysctls(), ["1\n"; 2]);
+    node.add("c1", &pod, &node.conf(json!({}))).expect_ok();
+    assert_eq!(sysctls(), ["0\n"; 2]);
+    let seen = &node.ns.ip("link show podspan0")[0];
+    assert_eq!(seen["ifalias"], "podspan:bridge");
+}
+
 #[test]
 fn two_adds_that_make_the_bridge_at_once_both_succeed() {
     for _ in 0..5 {
