@@ -369,6 +369,17 @@ impl Input {
         Requested::parse(&self.keys, self.surroundings.cni_args.as_deref())
     }
 
+    /// What an IPAM plugin reads: where addresses come from, and which were asked for. All else is its caller's (T17).
+    ///
+    /// # Errors
+    /// [`Error::Config`] with key, value and what would be right.
+    pub(crate) fn ipam(&self) -> Result<(AddressSource, Vec<IpAddr>), Error> {
+        let requested = Requested::of_ipam(&self.keys, self.cni_args())?;
+        let ipam = self.keys.get("ipam").filter(|ipam| !ipam.is_null());
+        let source = self.address_source(ipam, requested.ip_ranges.as_ref())?;
+        Ok((source, requested.ips))
+    }
+
     /// The whole configuration.
     ///
     /// # Errors

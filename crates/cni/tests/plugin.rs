@@ -1246,6 +1246,38 @@ fn under_the_name_host_local_it_is_the_ipam_alone() {
     );
 }
 
+/// As of Calico, whose `policy` is not ours; and of plugins that have our keys with other values.
+#[test]
+fn t17_under_the_name_host_local_it_judges_no_key_of_its_caller() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({
+        "type": "calico", "policy": {"type": "k8s"}, "mtu": "auto", "bridge": 7, "vlan": "many",
+        "dns": [], "ipMasq": "yes", "capabilities": {"ips": true},
+        "args": {"cni": {"mac": 7, "labels": []}},
+        "runtimeConfig": {"ips": ["10.244.1.9"], "mac": 7, "portMappings": 7, "bandwidth": [], "dns": 7},
+    }));
+    let run_it = |command: &str, conf: &Value| {
+        let mut process = named(&node, "host-local", command);
+        process.env("CNI_NETNS", pod.path());
+        run(process.env("CNI_ARGS", "MAC=x;THEIRS=y"), conf)
+    };
+    let added = run_it("ADD", &conf).expect_ok();
+    assert_eq!(added.ip(4), "10.244.1.9");
+    run_it("CHECK", &node.with_prev(&conf, &added)).expect_ok();
+    run_it("STATUS", &conf).expect_ok();
+    run_it("DEL", &conf).expect_ok();
+    node.assert_clean("after DEL");
+    let (code, text) = {
+        let mut conf = conf;
+        conf["runtimeConfig"]["ips"] = json!(["x"]);
+        run_it("ADD", &conf).expect_error()
+    };
+    assert!(
+        code == 7 && text.starts_with("runtimeConfig.ips: \"x\""),
+        "{code} {text}"
+    );
+}
+
 #[test]
 fn under_the_name_loopback_it_sets_lo_up() {
     let (node, pod) = (Node::new(), Pod::new());
