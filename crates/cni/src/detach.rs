@@ -27,7 +27,33 @@ pub fn detach(
     id: &AttachmentId,
     store: &AddressStore,
 ) -> Result<(), Error> {
-    let mut errors = disconnect(host, network, id);
+    let errors = disconnect(host, network, id);
+    give_back((network, id), store, errors)
+}
+
+/// The same by a DEL, whose attachment another plugin may have made.
+///
+/// # Errors
+/// As of [`detach`].
+pub fn detach_pod(
+    host: &mut Host,
+    (network, pod): (&NetworkName, &PodRequest<Option<PathBuf>>),
+    store: &AddressStore,
+) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    if store.may_be_adopted(network) {
+        errors.extend(remove_adopted_link(host, network, pod, store).err());
+    }
+    errors.extend(disconnect(host, network, &pod.attachment));
+    give_back((network, &pod.attachment), store, errors)
+}
+
+/// Frees the addresses, unless it failed that no link has them any longer.
+fn give_back(
+    (network, id): (&NetworkName, &AttachmentId),
+    store: &AddressStore,
+    mut errors: Vec<Error>,
+) -> Result<(), Error> {
     // The delegate's affair is its own: it hears of every DEL (T27).
     if errors.is_empty() || matches!(store, AddressStore::Delegated(_)) {
         errors.extend(store.give_back(network, id).err());
@@ -42,7 +68,7 @@ pub fn detach(
 ///
 /// # Errors
 /// What the kernel or the file system answered: the address is then kept.
-pub fn remove_adopted_link(
+fn remove_adopted_link(
     host: &mut Host,
     network: &NetworkName,
     pod: &PodRequest<Option<PathBuf>>,

@@ -29,7 +29,7 @@ pub(crate) fn serve_host_local(
         }
         Request::Del(pod) => {
             input
-                .address_store()?
+                .address_store()
                 .give_back(&input.network, &pod.attachment)?;
             Ok(None)
         }
@@ -49,7 +49,7 @@ pub(crate) fn serve_host_local(
             }
         }
         Request::Gc => {
-            let AddressStore::Own(dir) = input.address_store()? else {
+            let AddressStore::Own(dir) = input.address_store() else {
                 return Ok(None);
             };
             let valid = input.valid_attachments()?;
