@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use podspan_kernel::{Link, Netlink, Netns};
+use podspan_kernel::{Address, Link, Netlink, Netns};
 
 use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, IfbMaker, NetworkName};
@@ -64,7 +64,8 @@ fn give_back(
 /// Removes the veth pair of an attachment that another plugin made, whose directory of addresses this network goes on with.
 ///
 /// Its host veth bears neither our name nor our mark; but the address is the attachment's on record, so that the interface of
-/// that name in the pod's namespace is what it was given for. With the namespace the pair has gone by itself.
+/// that name in the pod's namespace, if it has the address, is what it was given for. With the namespace the pair has gone by
+/// itself.
 ///
 /// # Errors
 /// What the kernel or the file system answered: the address is then kept.
@@ -93,9 +94,14 @@ fn remove_adopted_link(
     let inside = Netlink::open();
     node.enter()?;
     let mut inside = inside?;
-    match inside.find_link(&id.ifname)? {
-        Some(link) if link.is_veth() => Ok(inside.remove_link(link.index)?),
-        _ => Ok(()),
+    let Some(link) = inside.find_link(&id.ifname)?.filter(Link::is_veth) else {
+        return Ok(());
+    };
+    // The path may lead to another pod by now, and this be its link (T26).
+    let has = |seen: &Address| seen.link == link.index && addresses.contains(&seen.net.addr());
+    match inside.list_addresses()?.iter().any(has) {
+        true => Ok(inside.remove_link(link.index)?),
+        false => Ok(()),
     }
 }
 

@@ -706,6 +706,31 @@ fn a_host_local_directory_is_adopted_as_it_stands() {
     assert!(!dir.join("10.244.1.5").exists());
 }
 
+/// The path of a pod's namespace may lead to another one's by the time of its DEL (T26).
+#[test]
+fn t26_del_of_a_pod_of_another_plugin_removes_the_veth_that_has_its_address_and_no_other() {
+    let node = Node::new();
+    let dir = node.data.path().join("net");
+    let conf = node.conf(json!({}));
+    for (has, goes) in [("10.244.1.5", true), ("10.244.1.6", false)] {
+        let pod = Pod::new();
+        let path = pod.path();
+        node.ns.ip(&format!(
+            "link add theirs type veth peer name eth0 netns {}",
+            path.display()
+        ));
+        pod.ip(&format!("addr add {has}/24 dev eth0"));
+        let _ = std::fs::create_dir(&dir);
+        std::fs::write(dir.join("10.244.1.5"), "before\r\neth0").unwrap();
+        std::fs::write(dir.join("last_reserved_ip.0"), "10.244.1.5").unwrap();
+        let mut del = node.command(&[], "DEL", "before");
+        run(del.env("CNI_NETNS", path), &conf).expect_ok();
+        assert!(!dir.join("10.244.1.5").exists(), "it is free");
+        let left = if goes { vec![] } else { vec!["theirs"] };
+        assert_eq!(node.pod_links(), left, "{has}");
+    }
+}
+
 #[test]
 fn addresses_of_another_boot_are_void() {
     let (node, pod) = (Node::new(), Pod::new());
