@@ -410,18 +410,23 @@ impl Netlink {
     }
 
     /// Removes links; that some are not there is fine. Where not just these are in the group, which only chance or an earlier
-    /// failure can bring about, they are removed one after the other.
+    /// failure can bring about, or where they cannot be removed together, they are removed one after the other.
     ///
     /// # Errors
     /// What the kernel answered; it does not stop at the first.
     pub fn remove_group(&mut self, group: &LinkGroup) -> Result<()> {
         let number = group.number().filter(|_| group.links.len() > 1);
         if let Some(number) = number
-            && self.list_group(number)? == BTreeSet::from_iter(group.links.iter().copied())
+            && let Ok(members) = self.list_group(number)
+            && members == BTreeSet::from_iter(group.links.iter().copied())
         {
             let mut request = Header::default().request(message::DELETE_LINK);
             request.native32(IFLA_GROUP, number);
-            return self.change(request, 0, || format!("remove links of group {number}"));
+            let action = || format!("remove links of group {number}");
+            // It fails when they went meanwhile, too (ENODEV).
+            if self.change(request, 0, action).is_ok() {
+                return Ok(());
+            }
         }
         let removed: Vec<_> = group.links.iter().map(|i| self.remove_link(*i)).collect();
         removed.into_iter().collect()
