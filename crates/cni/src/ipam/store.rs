@@ -62,16 +62,6 @@ pub struct Taken {
     pub owner: Option<AttachmentId>,
 }
 
-/// How much room a range set has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// How many addresses it has, reserved ones not counted.
-    pub total: u128,
-    /// How many are not known to be taken. At least one is free; more may be taken than this says after damage, after a
-    /// change of the ranges, or where host-local works in the same directory.
-    pub free: u128,
-}
-
 /// The allocations of one network. Needs no ranges but to allocate, so that DEL works when they are unusable.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -197,22 +187,16 @@ impl Store {
         }
     }
 
-    /// How much room each range set has; success means that an ADD finds an address. Costs the same however full it is.
+    /// Success means that an ADD finds an address in each range set. Costs the same however full it is.
     ///
     /// # Errors
     /// When a set is exhausted, or when the file system fails.
-    pub fn capacity(&self, sets: &[RangeSet]) -> Result<Vec<Capacity>, IpamError> {
+    pub fn status(&self, sets: &[RangeSet]) -> Result<(), IpamError> {
         let locked = self.enter_ensured()?;
-        let mut answer = Vec::with_capacity(sets.len());
-        for (mut queue, set) in locked.queues(sets)?.into_iter().zip(sets) {
+        for mut queue in locked.queues(sets)? {
             locked.candidate(&mut queue)?;
-            let total = set.total();
-            answer.push(Capacity {
-                total,
-                free: queue.ahead().min(total),
-            });
         }
-        Ok(answer)
+        Ok(())
     }
 
     /// Frees the addresses of all attachments but the `valid` ones, and damaged files that no valid attachment has on
