@@ -18,7 +18,7 @@ use serde_json::Map;
 use crate::addresses::{AddressStore, Addresses, PodAddress};
 use crate::attachment::{AttachmentId, IfbMaker};
 use crate::bandwidth::{Place, ensure_limits};
-use crate::bridge::ensure_bridge;
+use crate::bridge::{ensure_bridge, take_no_advertisement};
 use crate::detach::undo;
 use crate::error::Error;
 use crate::filter::{HostPorts, Wanted, lead_to, policy};
@@ -168,7 +168,7 @@ impl NewAttachment<'_> {
         let guard = guard(self.conf, id, &self.addresses.ips());
         self.prepare_port(host, &host_veth, guard.as_ref())?;
         if bridge.is_none() {
-            point_to_point::prepare_host_veth(&host_veth, &self.addresses.list)?;
+            take_no_advertisement(&host_veth)?;
         }
         self.drop_what_waits(host)?;
         host.set_link(

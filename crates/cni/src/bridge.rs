@@ -5,7 +5,7 @@
 //! an IP address different from" of other networks). The work is the same whatever the number of pods.
 
 use ipnet::IpNet;
-use podspan_kernel::{Link, LinkChange, Mac, Netlink, Prefix, sysctl};
+use podspan_kernel::{IfName, Link, LinkChange, Mac, Netlink, Prefix, sysctl};
 
 use crate::addresses::PodAddress;
 use crate::attach::host_end;
@@ -101,19 +101,16 @@ fn complete_bridge(
             },
             false => vlan::add_bridge(netlink, named, &conf.vlans)?,
         }
-        // A bridge takes router advertisements of its ports for its own otherwise; and for a second or two it would have no
-        // link-local address to ask for its pods from, and lose what is sent to them. Without IPv6 there are no such keys.
-        for key in ["accept_ra", "accept_dad"] {
-            match sysctl::write(&format!("net/ipv6/conf/{}/{key}", conf.bridge), "0") {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => {}
-            }
-        }
     }
     let ours = match &found {
         None => true,
         Some(link) => link.alias.is_none() && link.mac == Some(mac),
     };
+    if ours {
+        // Before the mark, which says that it is complete.
+        speak_ipv6_at_once(&conf.bridge)?;
+        take_no_advertisement(&conf.bridge)?;
+    }
     let change = LinkChange {
         up: true,
         alias: ours.then_some(BRIDGE_ALIAS),
@@ -122,6 +119,31 @@ fn complete_bridge(
     };
     netlink.set_link(&conf.bridge, change)?;
     Ok(netlink.link(&conf.bridge)?)
+}
+
+/// A link of the node that pods are behind takes none of their router advertisements: a pod must not become the node's router,
+/// also where neither speaks IPv6 otherwise (CVE-2020-10749). Called where the node's /proc/sys is.
+///
+/// # Errors
+/// What the kernel answered; a link without IPv6 has no such key, and takes none.
+pub(crate) fn take_no_advertisement(link: &IfName) -> Result<(), Error> {
+    unset_ipv6(link, "accept_ra")
+}
+
+/// A link's own link-local address is usable at once. For a second or two it would otherwise have none to ask for its pods
+/// from, and what is sent to them would be lost.
+///
+/// # Errors
+/// As of [`take_no_advertisement`].
+pub(crate) fn speak_ipv6_at_once(link: &IfName) -> Result<(), Error> {
+    unset_ipv6(link, "accept_dad")
+}
+
+fn unset_ipv6(link: &IfName, key: &str) -> Result<(), Error> {
+    match sysctl::write(&format!("net/ipv6/conf/{link}/{key}"), "0") {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Removes what overlaps with a gateway's subnet and is not the gateway (`forceAddress`).

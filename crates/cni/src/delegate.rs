@@ -3,7 +3,7 @@
 //! It gets our own environment and configuration (T23) and answers with a result without interfaces. This is the only
 //! room that starts a process; a configuration of ours never comes here.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,56 +14,63 @@ use crate::error::Error;
 use crate::result::CniResult;
 use crate::version::Version;
 
-/// An IPAM plugin of somebody else's with what it is told.
+/// An IPAM plugin of somebody else's with what it is told. That it is there is seen when it is run, so that DEL and GC do all
+/// else without it.
 #[derive(Debug, Clone)]
 pub struct Delegate {
-    executable: PathBuf,
+    name: String,
+    cni_path: OsString,
     configuration: Vec<u8>,
     version: Version,
 }
 
 impl Delegate {
-    /// The plugin of that name in the directories of `CNI_PATH`, in their order.
-    ///
-    /// # Errors
-    /// [`Error::Environment`] when none of them has it; [`Error::Config`] for a name that is a path (T17).
-    pub fn find(
+    /// The plugin of that name in the directories of `CNI_PATH`.
+    pub fn new(
         name: &str,
         cni_path: Option<&OsStr>,
         configuration: &[u8],
         version: Version,
-    ) -> Result<Self, Error> {
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            cni_path: cni_path.unwrap_or_default().to_owned(),
+            configuration: configuration.to_vec(),
+            version,
+        }
+    }
+
+    /// The first that has the name, in the order of the directories.
+    ///
+    /// # Errors
+    /// [`Error::Environment`] when none of them has it; [`Error::Config`] for a name that is a path (T17).
+    pub fn executable(&self) -> Result<PathBuf, Error> {
+        let Self { name, cni_path, .. } = self;
         if name.contains(['/', '\\']) || name.starts_with('.') {
             return Err(Error::Config(format!(
                 "ipam.type: {name:?} is no plugin's name"
             )));
         }
-        let path = cni_path.unwrap_or_default();
-        let executable = std::env::split_paths(path)
+        std::env::split_paths(cni_path)
             .map(|dir| dir.join(name))
-            .find(|file| file.is_file());
-        let executable = executable.ok_or_else(|| {
-            Error::Environment(format!(
-                "ipam.type: there is no plugin {name:?} in CNI_PATH, which is {path:?}"
-            ))
-        })?;
-        Ok(Self {
-            executable,
-            configuration: configuration.to_vec(),
-            version,
-        })
+            .find(|file| file.is_file())
+            .ok_or_else(|| {
+                Error::Environment(format!(
+                    "ipam.type: there is no plugin {name:?} in CNI_PATH, which is {cni_path:?}"
+                ))
+            })
     }
 
     /// Runs ADD and reads the addresses.
     ///
     /// # Errors
-    /// The plugin's own, or [`Error::Io`] when it cannot be run or read.
+    /// The plugin's own, as of [`Self::executable`], or [`Error::Io`] when it cannot be run or read.
     pub fn add(&self) -> Result<CniResult, Error> {
         let answer = self.run("ADD")?;
         let value = serde_json::from_slice(&answer).map_err(|error| {
+            let name = &self.name;
             Error::Decode(format!(
-                "{} answered ADD with no JSON: {error}",
-                self.executable.display()
+                "IPAM plugin {name} answered ADD with no JSON: {error}"
             ))
         })?;
         CniResult::parse(value, self.version)
@@ -78,13 +85,14 @@ impl Delegate {
     }
 
     fn run(&self, command: &str) -> Result<Vec<u8>, Error> {
+        let executable = self.executable()?;
         let failed = |error: std::io::Error| {
             Error::Io(format!(
                 "run {} for {command}: {error}",
-                self.executable.display()
+                executable.display()
             ))
         };
-        let mut child = Command::new(&self.executable)
+        let mut child = Command::new(&executable)
             .env("CNI_COMMAND", command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -103,7 +111,7 @@ impl Delegate {
             };
         }
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let name = self.executable.file_name().unwrap_or_default().display();
+        let name = &self.name;
         let number = answer
             .get("code")
             .and_then(Value::as_u64)

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use podspan_kernel::{Link, Netlink, Netns};
+use podspan_kernel::{Address, Link, Netlink, Netns};
 
 use crate::addresses::AddressStore;
 use crate::attachment::{AttachmentId, IfbMaker, NetworkName};
@@ -27,7 +27,33 @@ pub fn detach(
     id: &AttachmentId,
     store: &AddressStore,
 ) -> Result<(), Error> {
-    let mut errors = disconnect(host, network, id);
+    let errors = disconnect(host, network, id);
+    give_back((network, id), store, errors)
+}
+
+/// The same by a DEL, whose attachment another plugin may have made.
+///
+/// # Errors
+/// As of [`detach`].
+pub fn detach_pod(
+    host: &mut Host,
+    (network, pod): (&NetworkName, &PodRequest<Option<PathBuf>>),
+    store: &AddressStore,
+) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    if store.may_be_adopted(network) {
+        errors.extend(remove_adopted_link(host, network, pod, store).err());
+    }
+    errors.extend(disconnect(host, network, &pod.attachment));
+    give_back((network, &pod.attachment), store, errors)
+}
+
+/// Frees the addresses, unless it failed that no link has them any longer.
+fn give_back(
+    (network, id): (&NetworkName, &AttachmentId),
+    store: &AddressStore,
+    mut errors: Vec<Error>,
+) -> Result<(), Error> {
     // The delegate's affair is its own: it hears of every DEL (T27).
     if errors.is_empty() || matches!(store, AddressStore::Delegated(_)) {
         errors.extend(store.give_back(network, id).err());
@@ -38,11 +64,12 @@ pub fn detach(
 /// Removes the veth pair of an attachment that another plugin made, whose directory of addresses this network goes on with.
 ///
 /// Its host veth bears neither our name nor our mark; but the address is the attachment's on record, so that the interface of
-/// that name in the pod's namespace is what it was given for. With the namespace the pair has gone by itself.
+/// that name in the pod's namespace, if it has the address, is what it was given for. With the namespace the pair has gone by
+/// itself.
 ///
 /// # Errors
 /// What the kernel or the file system answered: the address is then kept.
-pub fn remove_adopted_link(
+fn remove_adopted_link(
     host: &mut Host,
     network: &NetworkName,
     pod: &PodRequest<Option<PathBuf>>,
@@ -67,9 +94,14 @@ pub fn remove_adopted_link(
     let inside = Netlink::open();
     node.enter()?;
     let mut inside = inside?;
-    match inside.find_link(&id.ifname)? {
-        Some(link) if link.is_veth() => Ok(inside.remove_link(link.index)?),
-        _ => Ok(()),
+    let Some(link) = inside.find_link(&id.ifname)?.filter(Link::is_veth) else {
+        return Ok(());
+    };
+    // The path may lead to another pod by now, and this be its link (T26).
+    let has = |seen: &Address| seen.link == link.index && addresses.contains(&seen.net.addr());
+    match inside.list_addresses()?.iter().any(has) {
+        true => Ok(inside.remove_link(link.index)?),
+        false => Ok(()),
     }
 }
 

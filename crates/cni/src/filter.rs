@@ -429,8 +429,13 @@ impl Filter {
         &mut self,
         network: &NetworkName,
     ) -> Result<Vec<(AttachmentId, String)>, Error> {
+        let sets = match self.nft.list_sets(INET) {
+            // A socket is had of a kernel that has another part of netfilter.
+            Err(error) if has_no_nftables(&error) => return Ok(Vec::new()),
+            listed => listed?,
+        };
         let mut recorded = Vec::new();
-        for set in self.nft.list_sets(INET)? {
+        for set in sets {
             let alias = set.comment.map(|owner| format!("{MARK}{owner}"));
             match alias.as_deref().and_then(AttachmentId::from_alias) {
                 Some((of, id)) if of == *network => recorded.push((id, set.name)),

@@ -25,7 +25,7 @@ pub(crate) use directory::Directory;
 pub use error::IpamError;
 pub use range::{IpamConfig, IpamRoute, Range, RangeSet, data_dir};
 pub use resolv_conf::Dns;
-pub use store::{Capacity, Store, Taken, boot_id};
+pub use store::{Store, Taken, boot_id};
 
 /// The addresses of one network, by a valid configuration.
 #[derive(Debug, Clone)]
@@ -133,20 +133,12 @@ impl Ipam {
         self.store.list()
     }
 
-    /// Success means that an ADD finds an address in each range set.
+    /// Success means that an ADD finds an address in each range set; see [`Store::status`].
     ///
     /// # Errors
     /// When a set is exhausted, or when the file system fails.
     pub fn status(&self) -> Result<(), IpamError> {
-        self.capacity().map(drop)
-    }
-
-    /// How much room each range set has; see [`Store::capacity`].
-    ///
-    /// # Errors
-    /// When a set is exhausted, or when the file system fails.
-    pub fn capacity(&self) -> Result<Vec<Capacity>, IpamError> {
-        self.store.capacity(&self.range_sets)
+        self.store.status(&self.range_sets)
     }
 
     /// Frees the addresses of all attachments but the `valid` ones; see [`Store::retain`].

@@ -219,24 +219,22 @@ impl Input {
         })
     }
 
-    /// Where addresses go back to, however broken the rest of the configuration is.
-    ///
-    /// # Errors
-    /// [`Error::Environment`] when another plugin serves the addresses and is not there.
-    pub fn address_store(&self) -> Result<AddressStore, Error> {
+    /// Where addresses go back to, however broken the rest of the configuration is. Another plugin that serves them may not
+    /// be there.
+    pub fn address_store(&self) -> AddressStore {
         let ipam = self.keys.get("ipam").unwrap_or(&Value::Null);
-        Ok(match foreign_ipam(ipam) {
-            Some(name) => AddressStore::Delegated(self.delegate(name)?),
+        match foreign_ipam(ipam) {
+            Some(name) => AddressStore::Delegated(self.delegate(name)),
             None => AddressStore::Own(data_dir(ipam, self.defaults().data_dir)),
-        })
+        }
     }
 
     fn defaults(&self) -> Defaults {
         self.surroundings.program.defaults()
     }
 
-    fn delegate(&self, name: &str) -> Result<Delegate, Error> {
-        Delegate::find(
+    fn delegate(&self, name: &str) -> Delegate {
+        Delegate::new(
             name,
             self.surroundings.cni_path.as_deref(),
             &self.bytes,
@@ -257,7 +255,11 @@ impl Input {
         })?;
         match (ipam, foreign_ipam(ipam)) {
             (Value::Object(keys), _) if keys.is_empty() => Ok(AddressSource::None),
-            (_, Some(name)) => Ok(AddressSource::Delegated(self.delegate(name)?)),
+            (_, Some(name)) => {
+                let delegate = self.delegate(name);
+                delegate.executable()?;
+                Ok(AddressSource::Delegated(delegate))
+            }
             (_, None) => Ok(AddressSource::Own(IpamConfig::from_json(
                 &with_ranges(ipam, ip_ranges),
                 self.defaults().data_dir,
@@ -367,6 +369,17 @@ impl Input {
     /// As of [`Requested::parse`].
     pub(crate) fn requested(&self) -> Result<Requested, Error> {
         Requested::parse(&self.keys, self.surroundings.cni_args.as_deref())
+    }
+
+    /// What an IPAM plugin reads: where addresses come from, and which were asked for. All else is its caller's (T17).
+    ///
+    /// # Errors
+    /// [`Error::Config`] with key, value and what would be right.
+    pub(crate) fn ipam(&self) -> Result<(AddressSource, Vec<IpAddr>), Error> {
+        let requested = Requested::of_ipam(&self.keys, self.cni_args())?;
+        let ipam = self.keys.get("ipam").filter(|ipam| !ipam.is_null());
+        let source = self.address_source(ipam, requested.ip_ranges.as_ref())?;
+        Ok((source, requested.ips))
     }
 
     /// The whole configuration.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::attach::{attach, require_foreign};
 use crate::attachment::AttachmentId;
 use crate::check::check;
-use crate::detach::{self, collect_garbage, detach};
+use crate::detach::{self, collect_garbage, detach_pod};
 use crate::error::Error;
 use crate::host::Host;
 use crate::netconf::{Input, Surroundings};
@@ -67,7 +67,7 @@ pub fn serve<I: Read, O: Write>(
                 .and_then(|result| streams.tell(result, input.version))
                 .or_else(|error| {
                     undo(&request, error, |id| {
-                        input.address_store()?.give_back(&input.network, id)
+                        input.address_store().give_back(&input.network, id)
                     })
                 }),
             Program::Loopback => serve_loopback(&request, &input)
@@ -148,7 +148,7 @@ fn add<I, O: Write>(
     pod: &PodRequest,
     streams: &mut Streams<I, O>,
 ) -> Result<(), Error> {
-    let (conf, store) = (input.netconf()?, input.address_store()?);
+    let (conf, store) = (input.netconf()?, input.address_store());
     let before = input.prev_result()?;
     let mut host = Host::open()?;
     let result = attach(&mut host, &conf, &store, pod)?;
@@ -183,11 +183,7 @@ fn append(mut before: CniResult, mut ours: CniResult) -> CniResult {
 
 fn del(input: &Input, pod: &PodRequest<Option<PathBuf>>) -> Result<(), Error> {
     let mut host = Host::open()?;
-    let store = input.address_store()?;
-    if store.may_be_adopted(&input.network) {
-        detach::remove_adopted_link(&mut host, &input.network, pod, &store)?;
-    }
-    detach(&mut host, &input.network, &pod.attachment, &store)?;
+    detach_pod(&mut host, (&input.network, pod), &input.address_store())?;
     // Everything is freed; a path that leads to the node itself is still worth telling (T8).
     match pod.netns.as_ref().map(Netns::open) {
         Some(Ok(netns)) => require_foreign(&netns, &host, pod.own_netns_allowed),
@@ -201,7 +197,7 @@ fn check_attachment(input: &Input, pod: &PodRequest) -> Result<(), Error> {
 
 fn gc(input: &Input) -> Result<(), Error> {
     let valid = input.valid_attachments()?;
-    collect_garbage(&input.network, &valid, &input.address_store()?)
+    collect_garbage(&input.network, &valid, &input.address_store())
 }
 
 fn status(input: &Input) -> Result<(), Error> {

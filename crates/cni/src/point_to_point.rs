@@ -8,9 +8,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use podspan_kernel::{
-    IfName, Link, Mac, Netlink, Prefix, Route, RouteOptions, RouteProtocol, sysctl,
-};
+use podspan_kernel::{Link, Mac, Netlink, Prefix, Route, RouteOptions, RouteProtocol};
 
 use crate::addresses::PodAddress;
 use crate::bridge::ensure_forwarding;
@@ -28,20 +26,6 @@ pub fn prepare_node(addresses: &[PodAddress]) -> Result<(), Error> {
     }
     let nets: Vec<_> = addresses.iter().map(|address| address.net).collect();
     ensure_forwarding(&nets)
-}
-
-/// The host veth takes no router advertisement of a pod. Called where the node's /proc/sys is.
-///
-/// # Errors
-/// What the kernel answered.
-pub fn prepare_host_veth(host_veth: &IfName, addresses: &[PodAddress]) -> Result<(), Error> {
-    match has_ipv6(addresses) {
-        true => Ok(sysctl::write(
-            &format!("net/ipv6/conf/{host_veth}/accept_ra"),
-            "0",
-        )?),
-        false => Ok(()),
-    }
 }
 
 /// The gateways' addresses and the routes to the pod. The pod's end is up already: an IPv6 address is usable on a link with

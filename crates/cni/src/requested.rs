@@ -68,10 +68,49 @@ impl Requested {
         if let Some(mappings) = runtime.and_then(|runtime| runtime.get("portMappings")) {
             requested.port_mappings = PortMapping::parse_all(mappings)?;
         }
-        // podman asks twice for one address when it reloads a network.
+        Ok(requested.once())
+    }
+
+    /// Reads of the three places what an IPAM plugin is asked for, addresses and ranges. It gets the whole configuration of the
+    /// plugin that calls it: all else is that one's to judge.
+    ///
+    /// # Errors
+    /// As of [`Self::parse`].
+    pub fn of_ipam(conf: &Map<String, Value>, args: Option<&str>) -> Result<Self, Error> {
+        let mut requested = Self::default();
+        for (key, value) in cni_args(args.unwrap_or_default())? {
+            if key == "IP" {
+                requested.ask_for(value)?;
+            }
+        }
+        let args = conf.get("args").and_then(|args| args.get("cni"));
+        for (place, value) in [
+            ("args.cni", args),
+            ("runtimeConfig", conf.get("runtimeConfig")),
+        ] {
+            let keys = value.and_then(Value::as_object).into_iter().flatten();
+            let of_ipam = keys.filter(|(key, _)| ["ips", "ipRanges"].contains(&key.as_str()));
+            let of_ipam = of_ipam.map(|(key, value)| (key.clone(), value.clone()));
+            requested.outweigh_by(place, Some(&Value::Object(of_ipam.collect())))?;
+        }
+        Ok(requested.once())
+    }
+
+    /// podman asks twice for one address when it reloads a network.
+    fn once(mut self) -> Self {
         let mut seen = BTreeSet::new();
-        requested.ips.retain(|ip| seen.insert(*ip));
-        Ok(requested)
+        self.ips.retain(|ip| seen.insert(*ip));
+        self
+    }
+
+    /// The value of `IP` in `CNI_ARGS`, of which the static plugin takes several, with commas.
+    fn ask_for(&mut self, ips: &str) -> Result<(), Error> {
+        for ip in ips.split(',') {
+            let ip = address(ip.trim());
+            let wrong = |what| Error::Environment(format!("CNI_ARGS: IP: {what}"));
+            self.ips.push(ip.map_err(wrong)?);
+        }
+        Ok(())
     }
 
     /// `K=V;K=V` (T5).
@@ -82,15 +121,8 @@ impl Requested {
         let mut ignore_unknown = false;
         for (key, value) in cni_args(text)? {
             match key {
-                // The static plugin takes several, with commas; and the gateway, which is its own affair.
-                "IP" => {
-                    for ip in value.split(',') {
-                        let ip = address(ip.trim());
-                        requested
-                            .ips
-                            .push(ip.map_err(|what| wrong(format!("IP: {what}")))?);
-                    }
-                }
+                "IP" => requested.ask_for(value)?,
+                // The static plugin's own affair.
                 "GATEWAY" => {}
                 "MAC" => {
                     requested.mac = Some(

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::attachment::MARK;
+use crate::bridge::{speak_ipv6_at_once, take_no_advertisement};
 use crate::error::Error;
 
 /// The greatest number of a VLAN (IEEE 802.1Q; 4095 is reserved).
@@ -249,6 +250,8 @@ pub fn ensure_gateway_link(
             _ => {}
         }
     }
+    speak_ipv6_at_once(&name)?;
+    take_no_advertisement(&name)?;
     let vlans = PortVlans {
         access: Some(vlan),
         keep_default,
@@ -391,6 +394,24 @@ mod tests {
             "7 vlanTrunk[1].minID is missing; minID and maxID are given together"
         );
         assert!(trunk(json!({"id": "x"})).starts_with("7 vlanTrunk[1].id: invalid type: string"));
+    }
+
+    /// On a kernel whose bridges know no VLANs, too, where it is not finished.
+    #[test]
+    fn the_gateway_s_link_takes_no_router_advertisement_of_a_pod() {
+        let ns = podspan_kernel::testing::TestNs::new();
+        ns.ip("link add br0 up type bridge");
+        let mut host = Netlink::open().unwrap();
+        let bridge = host.link(&"br0".parse().unwrap()).unwrap();
+        let made = ensure_gateway_link(&mut host, (&bridge, Mac([2, 0, 0, 0, 0, 1])), (7, false));
+        assert!(
+            matches!(made, Ok(_) | Err(Error::UnsupportedField(_))),
+            "{made:?}"
+        );
+        for key in ["accept_ra", "accept_dad"] {
+            let key = format!("net/ipv6/conf/br0.7/{key}");
+            assert_eq!(podspan_kernel::sysctl::read(&key), Ok("0".into()), "{key}");
+        }
     }
 
     #[test]

@@ -343,12 +343,12 @@ fn garbled_answers(lines: &[String]) -> Vec<Fault> {
     received.flat_map(garbled).collect()
 }
 
-/// Each answer to the wish to see connections as that of a kernel that follows them and does not tell of them: EINVAL, for a part
-/// of netfilter that it does not have (`nfnetlink_rcv_msg`), and EOPNOTSUPP.
-fn refused_lists_of_connections(lines: &[String]) -> Vec<Fault> {
+/// Each answer to the wish to see all of a part of netfilter as that of a kernel without it: EINVAL (`nfnetlink_rcv_msg`), and
+/// EOPNOTSUPP. `asked` is in the lines that ask.
+fn refused_lists(lines: &[String], asked: &str) -> Vec<Fault> {
     let calls = calls(lines);
     let is_question = |call: &Call| {
-        ["CTNETLINK", "NLM_F_DUMP"]
+        [asked, "NLM_F_DUMP"]
             .iter()
             .all(|word| call.rest.contains(word))
             && call.name == "sendto"
@@ -411,7 +411,7 @@ fn del_and_gc_free_the_address_where_the_kernel_does_not_tell_of_its_connections
         let world = World::new(configuration);
         for (command, conf) in [("DEL", &world.conf), ("GC", &world.gc_conf(&[]))] {
             world.node.add("c1", &world.pod, &world.conf).expect_ok();
-            let refused = refused_lists_of_connections(&world.trace(command, conf));
+            let refused = refused_lists(&world.trace(command, conf), "CTNETLINK");
             assert!(refused.len() >= 2 * lists, "{name}, {command}: {refused:?}");
             for fault in &refused {
                 world.node.add("c1", &world.pod, &world.conf).expect_ok();
@@ -422,6 +422,21 @@ fn del_and_gc_free_the_address_where_the_kernel_does_not_tell_of_its_connections
             }
             println!("{name}: {command} with {} refusals", refused.len());
         }
+    }
+}
+
+#[test]
+fn gc_frees_all_where_the_kernel_has_nfnetlink_and_no_nftables() {
+    let world = World::new(Configuration::named("not guarded"));
+    let conf = world.gc_conf(&[]);
+    world.node.add("c1", &world.pod, &world.conf).expect_ok();
+    let refused = refused_lists(&world.trace("GC", &conf), "NFT_MSG_GETSET,");
+    assert_eq!(refused.len(), 2, "GC looks for records once: {refused:?}");
+    for fault in &refused {
+        world.node.add("c1", &world.pod, &world.conf).expect_ok();
+        let output = run_with(&world, fault, ("GC", &conf));
+        assert!(output.status.success(), "GC with {fault:?}: {output:?}");
+        world.assert_nothing_is_left(&format!("GC with {fault:?}"));
     }
 }
 

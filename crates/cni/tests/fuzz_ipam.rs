@@ -105,7 +105,7 @@ enum Event {
     Del(u8),
     Find(u8),
     List,
-    Capacity,
+    Status,
     Gc(u8),
     Reconfigure(usize),
 }
@@ -137,7 +137,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => who.clone().prop_map(Event::Del),
         1 => who.clone().prop_map(Event::Find),
         1 => Just(Event::List),
-        1 => Just(Event::Capacity),
+        1 => Just(Event::Status),
         1 => who.prop_map(Event::Gc),
         1 => (0..3_usize).prop_map(Event::Reconfigure),
     ]
@@ -300,8 +300,8 @@ fn happens(events: Vec<Event>) -> Result<(), TestCaseError> {
                 }
             }
             Event::List => _ = store.list(),
-            Event::Capacity => {
-                if let Err(error) = store.capacity(sets) {
+            Event::Status => {
+                if let Err(error) = store.status(sets) {
                     let text = error.to_string();
                     prop_assert!(!text.is_empty());
                 }

@@ -714,6 +714,23 @@ fn ptp_routes_to_each_pod_and_pods_reach_each_other_and_the_node() {
     node.assert_foreign_survives();
 }
 
+/// A pod may send one also where the network has IPv4 alone (CVE-2020-10749).
+#[test]
+fn the_host_veth_of_ptp_takes_no_router_advertisement_and_needs_no_ipv6() {
+    for mtu in [1500, 1200] {
+        let (node, pod) = (Node::new(), Pod::new());
+        let mut conf = ptp_conf(&node, json!({"mtu": mtu}));
+        conf["ipam"]["ranges"] = json!([[{"subnet": "10.244.1.0/24"}]]);
+        conf["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0"}]);
+        let mut add = node.command_as("ptp", &[], ("ADD", "c1"));
+        run(add.env("CNI_NETNS", pod.path()), &conf).expect_ok();
+        let host_veth = id().host_veth(&"net".parse().unwrap());
+        let key = format!("/proc/sys/net/ipv6/conf/{host_veth}/accept_ra");
+        let seen = std::fs::read_to_string(key).ok();
+        assert_eq!(seen.as_deref(), (mtu == 1500).then_some("0\n"));
+    }
+}
+
 #[test]
 fn t28_check_of_ptp_finds_every_deviation() {
     let (node, pod) = (Node::new(), Pod::new());

@@ -664,6 +664,25 @@ fn a_stale_address_on_the_bridge_never_fails_an_add() {
     assert!(pod.reaches("10.244.9.1"));
 }
 
+/// A kill between the making of the bridge and what makes it right leaves it as it is here.
+#[test]
+fn a_bridge_that_was_only_just_made_is_completed_before_it_bears_our_mark() {
+    let (node, pod) = (Node::new(), Pod::new());
+    node.ns
+        .ip("link add podspan0 address 0a:58:0a:f4:01:01 up type bridge");
+    let sysctls = || {
+        ["accept_ra", "accept_dad"].map(|key| {
+            let key = format!("/proc/sys/net/ipv6/conf/podspan0/{key}");
+            std::fs::read_to_string(key).unwrap()
+        })
+    };
+    assert_eq!(sysctls(), ["1\n"; 2]);
+    node.add("c1", &pod, &node.conf(json!({}))).expect_ok();
+    assert_eq!(sysctls(), ["0\n"; 2]);
+    let seen = &node.ns.ip("link show podspan0")[0];
+    assert_eq!(seen["ifalias"], "podspan:bridge");
+}
+
 #[test]
 fn two_adds_that_make_the_bridge_at_once_both_succeed() {
     for _ in 0..5 {
@@ -685,6 +704,31 @@ fn a_host_local_directory_is_adopted_as_it_stands() {
     assert_eq!(text, "c1\r\neth0", "and host-local could take it back");
     node.del("before", &conf).expect_ok();
     assert!(!dir.join("10.244.1.5").exists());
+}
+
+/// The path of a pod's namespace may lead to another one's by the time of its DEL (T26).
+#[test]
+fn t26_del_of_a_pod_of_another_plugin_removes_the_veth_that_has_its_address_and_no_other() {
+    let node = Node::new();
+    let dir = node.data.path().join("net");
+    let conf = node.conf(json!({}));
+    for (has, goes) in [("10.244.1.5", true), ("10.244.1.6", false)] {
+        let pod = Pod::new();
+        let path = pod.path();
+        node.ns.ip(&format!(
+            "link add theirs type veth peer name eth0 netns {}",
+            path.display()
+        ));
+        pod.ip(&format!("addr add {has}/24 dev eth0"));
+        let _ = std::fs::create_dir(&dir);
+        std::fs::write(dir.join("10.244.1.5"), "before\r\neth0").unwrap();
+        std::fs::write(dir.join("last_reserved_ip.0"), "10.244.1.5").unwrap();
+        let mut del = node.command(&[], "DEL", "before");
+        run(del.env("CNI_NETNS", path), &conf).expect_ok();
+        assert!(!dir.join("10.244.1.5").exists(), "it is free");
+        let left = if goes { vec![] } else { vec!["theirs"] };
+        assert_eq!(node.pod_links(), left, "{has}");
+    }
 }
 
 #[test]
@@ -729,6 +773,36 @@ fn routes_dns_and_mtu_of_the_configuration_reach_the_pod_and_the_result() {
     assert_eq!(pod.ip("route show default")[0]["gateway"], "10.244.1.254");
     assert_eq!(pod.ip("link show eth0")[0]["mtu"], 1450);
     assert_eq!(node.ns.ip("link show podspan0")[0]["mtu"], 1450);
+}
+
+/// A link of so small an MTU has no IPv6 in the kernel, as every link where IPv6 is off (`ipv6.disable=1`).
+#[test]
+fn a_pod_without_ipv6_is_attached_where_links_have_none() {
+    for changes in [
+        json!({}),
+        json!({"runtimeConfig": {"bandwidth": {
+            "egressRate": 1_000_000, "egressBurst": 1_000_000}}}),
+    ] {
+        let (node, pod) = (Node::new(), Pod::new());
+        let mut conf = node.conf(changes);
+        conf["mtu"] = json!(1200);
+        conf["ipam"]["ranges"] = json!([[{"subnet": "10.244.1.0/24"}]]);
+        let added = node.add("c1", &pod, &conf).expect_ok();
+        let host_veth = added.json["interfaces"][1]["name"].as_str().unwrap();
+        let seen = &node.ns.ip(&format!("link show {host_veth}"))[0];
+        assert_eq!(
+            (&seen["mtu"], &seen["operstate"]),
+            (&1200.into(), &"UP".into())
+        );
+        assert!(seen["ifalias"].as_str().unwrap().starts_with("podspan:"));
+        let _server = pod.listen();
+        let address: (std::net::IpAddr, u16) = (added.ip(4).parse().unwrap(), 8080);
+        std::net::TcpStream::connect(address).unwrap();
+        node.check("c1", &pod, &node.with_prev(&conf, &added))
+            .expect_ok();
+        node.del("c1", &conf).expect_ok();
+        node.assert_clean("an MTU below that of IPv6");
+    }
 }
 
 #[test]
@@ -1194,6 +1268,38 @@ fn under_the_name_host_local_it_is_the_ipam_alone() {
             .expect_error()
             .0,
         103
+    );
+}
+
+/// As of Calico, whose `policy` is not ours; and of plugins that have our keys with other values.
+#[test]
+fn t17_under_the_name_host_local_it_judges_no_key_of_its_caller() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({
+        "type": "calico", "policy": {"type": "k8s"}, "mtu": "auto", "bridge": 7, "vlan": "many",
+        "dns": [], "ipMasq": "yes", "capabilities": {"ips": true},
+        "args": {"cni": {"mac": 7, "labels": []}},
+        "runtimeConfig": {"ips": ["10.244.1.9"], "mac": 7, "portMappings": 7, "bandwidth": [], "dns": 7},
+    }));
+    let run_it = |command: &str, conf: &Value| {
+        let mut process = named(&node, "host-local", command);
+        process.env("CNI_NETNS", pod.path());
+        run(process.env("CNI_ARGS", "MAC=x;THEIRS=y"), conf)
+    };
+    let added = run_it("ADD", &conf).expect_ok();
+    assert_eq!(added.ip(4), "10.244.1.9");
+    run_it("CHECK", &node.with_prev(&conf, &added)).expect_ok();
+    run_it("STATUS", &conf).expect_ok();
+    run_it("DEL", &conf).expect_ok();
+    node.assert_clean("after DEL");
+    let (code, text) = {
+        let mut conf = conf;
+        conf["runtimeConfig"]["ips"] = json!(["x"]);
+        run_it("ADD", &conf).expect_error()
+    };
+    assert!(
+        code == 7 && text.starts_with("runtimeConfig.ips: \"x\""),
+        "{code} {text}"
     );
 }
 

@@ -238,6 +238,58 @@ fn t23_t27_a_delegate_that_does_not_read_or_answers_nonsense_is_told_of_every_en
 }
 
 #[test]
+fn t24_t27_t30_del_and_gc_without_the_delegate_free_all_but_its_addresses() {
+    let node = Node::new();
+    let dir = node.data.path().join("bin");
+    ipam_plugin(&dir, &answer("10.7.0.9"));
+    let conf = node.conf(json!({"ipam": {"type": "their-ipam"}, "ipMasq": true}));
+    for (command, gone, expected) in [
+        ("DEL", "their-ipam", 4),
+        ("GC", "their-ipam", 4),
+        ("DEL", "a/b", 7),
+    ] {
+        let pod = Pod::new();
+        let mut add = node.command(&[], "ADD", "c1");
+        add.env("CNI_PATH", &dir).env("CNI_NETNS", pod.path());
+        run(&mut add, &conf).expect_ok();
+        assert_eq!(node.pod_links().len(), 1);
+        assert!(!node.filtered().is_empty());
+        let mut conf = conf.clone();
+        conf["cni.dev/valid-attachments"] = json!([]);
+        conf["ipam"]["type"] = gone.into();
+        let told = run(&mut node.command(&[], command, "c1"), &conf);
+        let (code, text) = told.expect_error();
+        assert!(code == expected && text.contains(gone), "{code} {text}");
+        node.assert_clean(command);
+    }
+}
+
+/// Where another plugin made the link, its removal comes first; all else does not wait for it.
+#[test]
+fn t24_del_frees_what_it_can_although_an_adopted_link_cannot_be_found() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let conf = node.conf(json!({"ipMasq": true}));
+    node.add("c1", &pod, &conf).expect_ok();
+    node.ns.ip(&format!("link del {}", node.pod_links()[0]));
+    let record = node.data.path().join("net/attachments/c1:eth0");
+    std::fs::write(node.data.path().join("net/adopted"), "").unwrap();
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    let del = || {
+        let mut process = node.command(&[], "DEL", "c1");
+        run(process.env("CNI_NETNS", pod.path()), &conf)
+    };
+    assert!(!node.filtered().is_empty());
+    let (code, text) = del().expect_error();
+    assert!(code == 104 && text.contains("c1:eth0"), "{code} {text}");
+    assert_eq!(node.filtered(), [""; 0]);
+    assert_eq!(node.addresses().len(), 2, "kept until the link is gone");
+    std::fs::remove_dir(&record).unwrap();
+    del().expect_ok();
+    node.assert_clean("DEL again");
+}
+
+#[test]
 fn t25_t26_del_fails_for_nothing_that_a_retry_does_not_mend() {
     let node = Node::new();
     let conf = node.conf(json!({"ipMasq": true}));

@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
+use rustix::io::Errno;
+
 use crate::encode::{Encoder, NLM_F_CREATE, NLM_F_EXCL, native32};
 use crate::error::Result;
 use crate::names::{IfName, Mac};
@@ -160,7 +162,8 @@ pub struct LinkChange<'a> {
     /// do. Without effect as long as the kernel has not loaded `br_netfilter`.
     pub netfilter: Option<bool>,
     /// Make no link-local IPv6 address (`addrgenmode none`), as for a bridge port, which needs none. On a link that is no
-    /// port, before it is set up: in one request the kernel sets it up first (`do_setlink`).
+    /// port, before it is set up: in one request the kernel sets it up first (`do_setlink`). Where there is no IPv6, there is
+    /// nothing to do.
     pub no_link_local: bool,
 }
 
@@ -348,30 +351,22 @@ impl Netlink {
         change: LinkChange<'_>,
     ) -> Result<()> {
         let link = link.into();
-        let mut request = change_of(link, &change);
-        if change.is_of_port() {
-            request.list(IFLA_LINKINFO, |info| {
-                info.text(IFLA_INFO_SLAVE_KIND, "bridge");
-                info.list(IFLA_INFO_SLAVE_DATA, |port| write_port(port, &change));
-            });
-        }
-        if let Some(on) = change.netfilter {
-            request.list(IFLA_LINKINFO, |info| {
-                info.text(IFLA_INFO_KIND, "bridge");
-                info.list(IFLA_INFO_DATA, |bridge| {
-                    bridge.byte(IFLA_BR_NF_CALL_IPTABLES, on.into());
-                    bridge.byte(IFLA_BR_NF_CALL_IP6TABLES, on.into());
-                });
-            });
-        }
+        let action = || format!("set link {link}{change}");
         if change.no_link_local {
+            let mut request = request_of(link, &change);
             request.list(IFLA_AF_SPEC, |families| {
                 families.list(AF_INET6.into(), |inet6| {
                     inet6.byte(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
                 });
             });
+            match self.change(request, 0, action) {
+                // The kernel, or a link of so small an MTU, has no IPv6, and so no such address. Nothing was changed: it looks
+                // at this first (`validate_linkmsg`, `inet6_validate_link_af`).
+                Err(error) if error.errno() == Errno::AFNOSUPPORT => {}
+                outcome => return outcome,
+            }
         }
-        self.change(request, 0, || format!("set link {link}{change}"))
+        self.change(request_of(link, &change), 0, action)
     }
 
     /// Shuts a bridge's port: it neither takes in nor sends anything, until its carrier changes.
@@ -415,18 +410,23 @@ impl Netlink {
     }
 
     /// Removes links; that some are not there is fine. Where not just these are in the group, which only chance or an earlier
-    /// failure can bring about, they are removed one after the other.
+    /// failure can bring about, or where they cannot be removed together, they are removed one after the other.
     ///
     /// # Errors
     /// What the kernel answered; it does not stop at the first.
     pub fn remove_group(&mut self, group: &LinkGroup) -> Result<()> {
         let number = group.number().filter(|_| group.links.len() > 1);
         if let Some(number) = number
-            && self.list_group(number)? == BTreeSet::from_iter(group.links.iter().copied())
+            && let Ok(members) = self.list_group(number)
+            && members == BTreeSet::from_iter(group.links.iter().copied())
         {
             let mut request = Header::default().request(message::DELETE_LINK);
             request.native32(IFLA_GROUP, number);
-            return self.change(request, 0, || format!("remove links of group {number}"));
+            let action = || format!("remove links of group {number}");
+            // It fails when they went meanwhile, too (ENODEV).
+            if self.change(request, 0, action).is_ok() {
+                return Ok(());
+            }
         }
         let removed: Vec<_> = group.links.iter().map(|i| self.remove_link(*i)).collect();
         removed.into_iter().collect()
@@ -471,6 +471,27 @@ fn about(kind: u16, link: LinkKey<'_>, header: Header) -> Encoder {
 fn about_all() -> Encoder {
     let mut request = Header::default().request(message::GET_LINK);
     request.native32(IFLA_EXT_MASK, SKIP_STATISTICS);
+    request
+}
+
+/// The request for a change, but for link-local addresses.
+fn request_of(link: LinkKey<'_>, change: &LinkChange<'_>) -> Encoder {
+    let mut request = change_of(link, change);
+    if change.is_of_port() {
+        request.list(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_SLAVE_KIND, "bridge");
+            info.list(IFLA_INFO_SLAVE_DATA, |port| write_port(port, change));
+        });
+    }
+    if let Some(on) = change.netfilter {
+        request.list(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "bridge");
+            info.list(IFLA_INFO_DATA, |bridge| {
+                bridge.byte(IFLA_BR_NF_CALL_IPTABLES, on.into());
+                bridge.byte(IFLA_BR_NF_CALL_IP6TABLES, on.into());
+            });
+        });
+    }
     request
 }
 

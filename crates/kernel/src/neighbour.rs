@@ -115,7 +115,8 @@ impl Netlink {
             let request = about_all(family, link);
             all.extend(self.dump(request, "list neighbours", |neighbour| {
                 let (header, attributes) = Header::read(neighbour)?;
-                let is_it = header.link == link && header.state == NUD_PERMANENT;
+                let is_it =
+                    (header.family, header.link) == (family, link) && header.state == NUD_PERMANENT;
                 read_neighbour(attributes).filter(|_| is_it)
             })?);
         }

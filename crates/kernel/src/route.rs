@@ -201,11 +201,8 @@ impl Netlink {
                 ..Header::default()
             };
             let request = header.request(message::GET_ROUTE);
-            let listed = self.dump(request, "list routes", |message| {
-                let route = read_route(message)?;
-                let wanted = protocol.is_none_or(|wanted| route.protocol == wanted);
-                (wanted && route.options.table.is_none()).then(|| by_next_hop(route, message))
-            })?;
+            let wanted = |message: &[u8]| of_main_table(message, (any, protocol));
+            let listed = self.dump(request, "list routes", wanted)?;
             routes.extend(listed.into_iter().flatten());
         }
         Ok(routes)
@@ -330,6 +327,19 @@ fn about(kind: u16, route: &Route) -> Encoder {
         });
     }
     request
+}
+
+/// The routes of a message that are of the family of `any`, of the protocol and in the main table. Asked for IPv6, a kernel
+/// without it tells of all families (`rtnl_dump_all`).
+fn of_main_table(
+    message: &[u8],
+    (any, protocol): (IpAddr, Option<RouteProtocol>),
+) -> Option<Vec<Route>> {
+    let route = read_route(message)?;
+    let wanted = protocol.is_none_or(|wanted| route.protocol == wanted)
+        && route.dst.is_ipv4() == any.is_ipv4()
+        && route.options.table.is_none();
+    wanted.then(|| by_next_hop(route, message))
 }
 
 fn write_numbers(to: &mut Encoder, numbers: [(u16, Option<u32>); 2]) {
@@ -566,6 +576,25 @@ mod tests {
         assert_eq!(hops, expected);
         let taken = netlink.route_to("10.244.2.7".parse().unwrap()).unwrap();
         assert_eq!(taken.next_hop, Some("192.168.1.13".parse().unwrap()));
+    }
+
+    /// What a kernel without IPv6 tells when it is asked for IPv6.
+    #[test]
+    fn a_route_of_another_family_than_was_asked_for_is_not_listed() {
+        for (dst, next_hop) in [
+            ("10.244.2.0/24", "192.168.1.12"),
+            ("fd00:10:244:2::/64", "fd00:192::12"),
+        ] {
+            let route = ours(dst, next_hop);
+            let told = about(message::NEW_ROUTE, &route);
+            // Behind `struct nlmsghdr`.
+            let told = told.bytes().get(16..).unwrap();
+            for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+                let listed = of_main_table(told, (any, None));
+                let is_of_family = any.is_ipv4() == route.dst.is_ipv4();
+                assert_eq!(listed, is_of_family.then(|| vec![route.clone()]));
+            }
+        }
     }
 
     #[test]

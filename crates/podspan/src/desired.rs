@@ -114,6 +114,8 @@ pub struct Underlay {
     pub subnets: Vec<Subnet>,
     /// What a bridge forwards can pass the filters of IP: the kernel has `br_netfilter`, and has loaded it.
     pub can_filter: bool,
+    /// Links can speak IPv6: the kernel can, and is not told otherwise (`ipv6.disable=1`).
+    pub has_ipv6: bool,
 }
 
 /// An address of a link, and the subnet that the link is connected to by it.
@@ -334,12 +336,18 @@ impl<'a> Draft<'a> {
             link: role.bridge.clone(),
             families: [has(true), has(false)],
         });
+        let mut sysctls = bridge_sysctls(&role.bridge, &gateways, between);
+        // Where it has IPv6, if only by itself: a pod must not become the node's default router.
+        if has(false) || (self.underlay.has_ipv6 && mtu.is_none_or(|mtu| mtu >= IPV6_MTU)) {
+            let key = format!("net/ipv6/conf/{}/accept_ra", role.bridge);
+            sysctls.push(Sysctl { key, value: "0" });
+        }
         self.desired.bridge = Some(Bridge {
             name: role.bridge.clone(),
             mac: Mac::of_ip(first.addr()),
             mtu,
             between,
-            sysctls: bridge_sysctls(&role.bridge, &gateways, between),
+            sysctls,
             gateways,
         });
         Ok(())
@@ -566,6 +574,9 @@ fn between(role: &NodeRole, can_filter: bool) -> Between {
     }
 }
 
+/// The least MTU of a link with IPv6 (RFC 8200, section 5).
+const IPV6_MTU: u32 = 1280;
+
 fn bridge_sysctls(bridge: &IfName, gateways: &[IpNet], between: Between) -> Vec<Sysctl> {
     let sysctl = |family: &str, name: &str, value| Sysctl {
         key: format!("net/{family}/conf/{bridge}/{name}"),
@@ -578,8 +589,6 @@ fn bridge_sysctls(bridge: &IfName, gateways: &[IpNet], between: Between) -> Vec<
     }
     if gateways.iter().any(|net| net.addr().is_ipv6()) {
         sysctls.push(sysctl("ipv6", "disable_ipv6", "0"));
-        // A pod must not become the node's default router.
-        sysctls.push(sysctl("ipv6", "accept_ra", "0"));
         // The link-local address is the next hop of router advertisements and neighbours: usable at once.
         sysctls.push(sysctl("ipv6", "accept_dad", "0"));
     }

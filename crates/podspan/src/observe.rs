@@ -20,6 +20,8 @@ use crate::packet_filter::{self, PacketFilter};
 
 /// Is there where the kernel has loaded `br_netfilter`, whatever its value.
 pub const BR_NETFILTER: &str = "net/bridge/bridge-nf-call-iptables";
+/// It is there while links can have IPv6.
+const IPV6: &str = "net/ipv6/conf/all/accept_ra";
 
 /// The machine's links.
 #[derive(Debug, Clone, Default)]
@@ -144,6 +146,7 @@ pub fn observe_links(netlink: &mut Netlink, config: &Config) -> anyhow::Result<L
     };
     let mut links = sort_links(role, netlink.list_links()?, &netlink.list_addresses()?);
     links.underlay.can_filter = sysctl::read(BR_NETFILTER).is_ok();
+    links.underlay.has_ipv6 = sysctl::read(IPV6).is_ok();
     Ok(links)
 }
 

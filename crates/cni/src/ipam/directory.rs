@@ -174,6 +174,16 @@ impl Directory {
         }
     }
 
+    /// When the file was last written, in seconds since 1970; none when there is no such file.
+    pub fn written(&self, name: &str) -> Result<Option<i64>, IpamError> {
+        step();
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat.st_mtime)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("look for", name, errno)),
+        }
+    }
+
     /// Removes the file; fine if it is absent.
     pub fn remove(&self, name: &str) -> Result<(), IpamError> {
         step();

@@ -275,16 +275,6 @@ impl<'a> Queue<'a> {
         self.head.fresh = Some(self.head.lap);
     }
 
-    /// How many addresses the lap and the queue have before them; no fewer than are free.
-    pub fn ahead(&self) -> u128 {
-        let lap = self.head.lap;
-        let fresh = self
-            .head
-            .fresh
-            .map_or(0, |fresh| self.set.distance(fresh, lap));
-        fresh.saturating_add(self.waiting().into())
-    }
-
     /// The answer when no address of the set is free.
     pub fn exhausted(&self) -> IpamError {
         exhausted(self.directory, self.index, self.set)

@@ -398,28 +398,6 @@ impl RangeSet {
             .or_else(following)
             .or_else(|| self.first())
     }
-
-    /// How many addresses the order has from `from` up to, but without, `to`; a whole lap when they are the same.
-    pub(super) fn distance(&self, from: IpAddr, to: IpAddr) -> u128 {
-        let (from, to) = (self.position(from), self.position(to));
-        if from < to {
-            to - from
-        } else {
-            self.total().saturating_sub(from).saturating_add(to)
-        }
-    }
-
-    /// How many addresses the order has before `ip`.
-    fn position(&self, ip: IpAddr) -> u128 {
-        let mut before = 0_u128;
-        for range in &self.0 {
-            if range.start <= ip && ip <= range.end {
-                return before.saturating_add(range.count_below(ip));
-            }
-            before = before.saturating_add(range.total());
-        }
-        before
-    }
 }
 
 /// `10.244.1.1-10.244.1.254, 10.244.3.10-10.244.3.20`.

@@ -5,7 +5,7 @@
 //! | `10.244.1.7` | the owner: container id, CR LF, interface name. The truth: who has the file has the address |
 //! | `attachments/<container id>:<ifname>` | the attachment's addresses, a line each, so that DEL and CHECK need no walk |
 //! | `free.<set>` | which address comes next, see [`queue`](super::queue) |
-//! | `boot_id` | the boot that all of it belongs to; of another boot, all of it is void and removed |
+//! | `boot_id` | the boot that we worked in last; what another boot left is void and removed, see [`past`] |
 //! | `adopted` | the directory was host-local's before: there are attachments without a record |
 //! | `lock` | locked (flock) by whoever changes any of it, host-local included |
 //!
@@ -28,6 +28,9 @@ use super::format::{owner_text, parse_address, parse_owner, parse_record_name, r
 use super::queue::{self, Queue};
 use super::range::RangeSet;
 use crate::attachment::{AttachmentId, NetworkName};
+use past::boot_start;
+
+mod past;
 
 /// How often an ADD looks again when a program that ignores the lock was faster.
 const ATTEMPTS: usize = 16;
@@ -57,16 +60,6 @@ pub struct Taken {
     pub address: IpAddr,
     /// Whom the file names; none when it is damaged.
     pub owner: Option<AttachmentId>,
-}
-
-/// How much room a range set has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// How many addresses it has, reserved ones not counted.
-    pub total: u128,
-    /// How many are not known to be taken. At least one is free; more may be taken than this says after damage, after a
-    /// change of the ranges, or where host-local works in the same directory.
-    pub free: u128,
 }
 
 /// The allocations of one network. Needs no ranges but to allocate, so that DEL works when they are unusable.
@@ -194,22 +187,16 @@ impl Store {
         }
     }
 
-    /// How much room each range set has; success means that an ADD finds an address. Costs the same however full it is.
+    /// Success means that an ADD finds an address in each range set. Costs the same however full it is.
     ///
     /// # Errors
     /// When a set is exhausted, or when the file system fails.
-    pub fn capacity(&self, sets: &[RangeSet]) -> Result<Vec<Capacity>, IpamError> {
+    pub fn status(&self, sets: &[RangeSet]) -> Result<(), IpamError> {
         let locked = self.enter_ensured()?;
-        let mut answer = Vec::with_capacity(sets.len());
-        for (mut queue, set) in locked.queues(sets)?.into_iter().zip(sets) {
+        for mut queue in locked.queues(sets)? {
             locked.candidate(&mut queue)?;
-            let total = set.total();
-            answer.push(Capacity {
-                total,
-                free: queue.ahead().min(total),
-            });
         }
-        Ok(answer)
+        Ok(())
     }
 
     /// Frees the addresses of all attachments but the `valid` ones, and damaged files that no valid attachment has on
@@ -249,7 +236,7 @@ impl Store {
             // No boot id is not another boot: the directory is new, it was host-local's, or the file is damaged. To take
             // that for another boot would give the addresses of living pods to others.
             none if none.len() != self.boot_id.len() => locked.adopt()?,
-            _ => locked.void()?,
+            _ => locked.void(boot_start())?,
         }
         locked.directory.ensure_inner("attachments")?;
         // Last, so that a kill before it repeats the rest.
@@ -511,22 +498,6 @@ impl Locked {
             |name: &String| parse_address(name).is_some() || name.starts_with("last_reserved_ip.");
         if self.directory.names("")?.iter().any(of_host_local) {
             self.directory.link_new("adopted", "host-local\n")?;
-        }
-        Ok(())
-    }
-
-    /// Removes what another boot left: no netns outlives its boot. Files that are neither ours nor host-local's stay.
-    fn void(&self) -> Result<(), IpamError> {
-        for name in self.directory.names("attachments")? {
-            if parse_record_name(&name).is_some() {
-                self.directory.remove(&format!("attachments/{name}"))?;
-            }
-        }
-        for name in self.directory.names("")? {
-            let order = name.starts_with("free.") || name.starts_with("last_reserved_ip.");
-            if parse_address(&name).is_some() || order || name == "adopted" {
-                self.directory.remove(&name)?;
-            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! In the place of `host-local`: the IPAM without links, for plugins that delegate to it.
 //!
-//! Its result has no interfaces (CNI 1.1.0, section 4). The addresses are those that our own plugin keeps, in the same
+//! Its result has no interfaces (CNI 1.1.0, section 4). It gets its caller's whole configuration (T23), and judges nothing of it
+//! but `ipam` and which addresses were asked for. The addresses are those that our own plugin keeps, in the same
 //! directory and format.
 
 use serde_json::Map;
@@ -22,20 +23,18 @@ pub(crate) fn serve_host_local(
 ) -> Result<Option<CniResult>, Error> {
     match request {
         Request::Add(pod) => {
-            let conf = input.netconf()?;
-            let addresses =
-                conf.addresses
-                    .take(&conf.network, &pod.attachment, &conf.wanted_ips)?;
+            let (source, wanted) = input.ipam()?;
+            let addresses = source.take(&input.network, &pod.attachment, &wanted)?;
             Ok(Some(result(addresses)))
         }
         Request::Del(pod) => {
             input
-                .address_store()?
+                .address_store()
                 .give_back(&input.network, &pod.attachment)?;
             Ok(None)
         }
         Request::Check(pod) => {
-            let AddressSource::Own(config) = input.netconf()?.addresses else {
+            let (AddressSource::Own(config), _) = input.ipam()? else {
                 return Ok(None);
             };
             let store = Ipam::of_network(&config.data_dir, &input.network, &boot_id()?)?;
@@ -50,18 +49,17 @@ pub(crate) fn serve_host_local(
             }
         }
         Request::Gc => {
-            let AddressStore::Own(dir) = input.address_store()? else {
+            let AddressStore::Own(dir) = input.address_store() else {
                 return Ok(None);
             };
             let valid = input.valid_attachments()?;
             Ipam::of_network(&dir, &input.network, &boot_id()?)?.retain(&valid)?;
             Ok(None)
         }
-        Request::Status => input
-            .netconf()?
-            .addresses
-            .status(&input.network)
-            .map(|()| None),
+        Request::Status => {
+            let (source, _) = input.ipam()?;
+            source.status(&input.network).map(|()| None)
+        }
         Request::Version => Ok(None),
     }
 }

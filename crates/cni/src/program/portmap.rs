@@ -189,10 +189,10 @@ fn towards(host: &mut Host, pod: IpAddr) -> Result<Option<IfName>, Error> {
     let Ok(route) = host.route_to(pod) else {
         return Ok(None);
     };
-    let links = host.list_links()?;
-    let link = links
-        .into_iter()
-        .find(|link| Some(link.index) == route.link);
+    let link = match route.link.map(|index| host.link(index)) {
+        Some(Err(error)) if !error.is_not_found() => return Err(error.into()),
+        found => found.and_then(Result::ok),
+    };
     Ok(link
         .filter(|link| link.is_bridge() || link.is_veth())
         .and_then(|link| link.name.parse().ok()))

@@ -245,3 +245,51 @@ fn an_interrupted_dump_is_begun_again_and_the_half_never_used() {
     let error = netlink.list_links().unwrap_err();
     assert_eq!(error.errno(), Errno::INTR);
 }
+
+#[test]
+fn links_that_cannot_be_removed_together_go_one_after_the_other() {
+    let ns = TestNs::new();
+    let mut netlink = Netlink::open().unwrap();
+    let impostor = Impostor::new(NETLINK_ROUTE);
+    let make = |netlink: &mut Netlink| {
+        let links = ["la", "lb"].map(|name| {
+            ns.ip(&format!("link add {name} type bridge"));
+            netlink
+                .link(&name.parse::<IfName>().unwrap())
+                .unwrap()
+                .index
+        });
+        (links, netlink.group_links(links.to_vec()))
+    };
+    let names = |netlink: &mut Netlink| {
+        let links = netlink.list_links().unwrap();
+        links.into_iter().map(|link| link.name).collect::<Vec<_>>()
+    };
+    // Something changes all the time.
+    let (_, group) = make(&mut netlink);
+    for sequence in (netlink.sequence + 1..).take(DUMP_TRIES) {
+        let end = message(NLMSG_DONE, NLM_F_DUMP_INTR, (sequence, &[0; 4]));
+        impostor.send(&netlink.socket, &end);
+    }
+    netlink.remove_group(&group).unwrap();
+    assert_eq!(names(&mut netlink), ["lo"]);
+    // They go just after they were seen.
+    let (links, group) = make(&mut netlink);
+    let sequence = netlink.sequence + 1;
+    let mut seen = links.map(|link| {
+        let mut payload = vec![0; 16];
+        payload[4..8].copy_from_slice(&link.to_ne_bytes());
+        // `IFLA_GROUP`.
+        payload.extend([8_u16, 27].map(u16::to_ne_bytes).concat());
+        payload.extend((0x7000_0000 | links[0]).to_ne_bytes());
+        message(super::message::NEW_LINK, 0, (sequence, &payload))
+    });
+    let end = message(NLMSG_DONE, 0, (sequence, &[0; 4]));
+    seen[1].extend(end);
+    impostor.send(&netlink.socket, &seen.concat());
+    for name in ["la", "lb"] {
+        ns.ip(&format!("link del {name}"));
+    }
+    netlink.remove_group(&group).unwrap();
+    assert_eq!(names(&mut netlink), ["lo"]);
+}

@@ -89,6 +89,7 @@ fn underlay(more: &[(&str, u32, &str, bool)]) -> Underlay {
     Underlay {
         subnets: subnets.collect(),
         can_filter: true,
+        has_ipv6: true,
     }
 }
 
@@ -174,23 +175,32 @@ fn the_bridge_has_the_first_host_of_each_pod_cidr_the_mac_of_the_first_and_the_u
         ("0a:58:0a:f4:01:01", Some(1500))
     );
     assert!(desired.conflist.unwrap().text.contains("\"mtu\": 1500"));
+}
+
+/// A pod sends router advertisements on a network of IPv4 alone, too, unless the bridge has no IPv6 at all.
+#[test]
+fn the_bridge_takes_no_router_advertisement_wherever_it_has_ipv6() {
     let ipv4_only = NODES.replace(", \"fd00:10:244:1::/64\"", "");
-    let (desired, _) = super::desired(
-        &node1(Routing::Direct),
-        &cluster(&ipv4_only),
-        &underlay(&[]),
-    )
-    .unwrap();
-    let desired = desired.unwrap();
-    let keys = desired
-        .sysctls
-        .iter()
-        .chain(&desired.bridge.as_ref().unwrap().sysctls);
-    assert!(
-        keys.clone().all(|sysctl| !sysctl.key.contains("ipv6")),
-        "{:?}",
-        desired.sysctls
-    );
+    let of_ipv6 = |has_ipv6, mtu| {
+        let mut config = node1(Routing::Direct);
+        if let Role::Node(role) = &mut config.role {
+            role.mtu = mtu;
+        }
+        let underlay = Underlay {
+            has_ipv6,
+            ..underlay(&[])
+        };
+        let (desired, _) = desired(&config, &cluster(&ipv4_only), &underlay).unwrap();
+        let desired = desired.unwrap();
+        let sysctls = { desired.sysctls.iter() }.chain(&desired.bridge.as_ref().unwrap().sysctls);
+        let of_ipv6 = sysctls.filter(|sysctl| sysctl.key.contains("ipv6"));
+        of_ipv6.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let refused = ["net.ipv6.conf.podspan0.accept_ra=0"];
+    assert_eq!(of_ipv6(true, None), refused);
+    assert_eq!(of_ipv6(true, Some(1280)), refused);
+    assert_eq!(of_ipv6(true, Some(1279)), [""; 0]);
+    assert_eq!(of_ipv6(false, None), [""; 0]);
 }
 
 /// Of what is written, and what the kernel can.
@@ -448,6 +458,7 @@ fn vxlan_is_one_device_over_ipv4_with_all_peers_behind_it() {
     let underlay = Underlay {
         subnets: vec![subnet("192.168.1.12/24"), subnet("fd00:192:168:1::12/64")],
         can_filter: true,
+        has_ipv6: true,
     };
     let (desired, _) = desired(&node1(Routing::Vxlan), &cluster(&peer), &underlay).unwrap();
     let peer = &desired.unwrap().tunnels[0];

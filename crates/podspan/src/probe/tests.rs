@@ -46,6 +46,7 @@ fn targets_of(config: &Config) -> Targets {
     let underlay = Underlay {
         subnets: vec![subnet("192.168.1.11/24"), subnet("fd00::11/64")],
         can_filter: true,
+        has_ipv6: true,
     };
     let (desired, _) = desired(config, &cluster, &underlay).unwrap();
     let desired = desired.unwrap();

@@ -164,15 +164,15 @@ fn an_address_goes_to_every_queue_that_it_concerns() {
         }
     }
     append(&directory, ip("fd00::3")).unwrap();
-    assert_eq!(Queue::open(&directory, 0, &sets[0]).unwrap().ahead(), 0);
+    assert_eq!(Queue::open(&directory, 0, &sets[0]).unwrap().waiting(), 0);
     let mut second = Queue::open(&directory, 1, &sets[1]).unwrap();
     assert_eq!(
-        (second.ahead(), second.peek().unwrap()),
+        (second.waiting(), second.peek().unwrap()),
         (1, Some(ip("fd00::3")))
     );
     fs::remove_file(temp.path().join("free.0")).unwrap();
     append(&directory, ip("fd00::2")).unwrap();
-    assert_eq!(Queue::open(&directory, 1, &sets[1]).unwrap().ahead(), 2);
+    assert_eq!(Queue::open(&directory, 1, &sets[1]).unwrap().waiting(), 2);
 }
 
 #[test]

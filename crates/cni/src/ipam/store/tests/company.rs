@@ -83,6 +83,66 @@ fn a_directory_that_host_local_took_back_for_a_while_is_shared_too() {
     );
 }
 
+/// The directory outlives boots: we worked there in the last one, then in this one host-local, now we again.
+#[test]
+fn what_host_local_gave_in_this_boot_outlives_our_records_of_the_last() {
+    let it = Fixture::new(small());
+    for container in ["old", "again", "gone"] {
+        it.add(container).unwrap();
+    }
+    // DEL of two came to host-local, which then gave their addresses to others: one of the same name, much later.
+    it.write("10.1.0.3", "again\r\neth0");
+    age(&it, "attachments/again:eth0", 100);
+    it.write("10.1.0.4", "living\r\neth0");
+    it.write("10.1.0.5", "");
+    it.write("last_reserved_ip.0", "10.1.0.4");
+    let rebooted = Fixture {
+        store: store_in(&it.temp, "0c5ab3c4-boot-2"),
+        ..it
+    };
+    assert_eq!(
+        rebooted.store.find(&id("living")).unwrap(),
+        [ip("10.1.0.4")]
+    );
+    assert_eq!(rebooted.store.find(&id("old")).unwrap(), [] as [IpAddr; 0]);
+    let kept = ["10.1.0.3", "10.1.0.4", "10.1.0.5", "adopted"];
+    assert_eq!(rebooted.files()[..4], kept);
+    assert_eq!(rebooted.fill(), ["10.1.0.6", "10.1.0.2"].map(ip));
+    rebooted.del("living");
+    assert_eq!(rebooted.add("new").unwrap(), [ip("10.1.0.4")]);
+}
+
+#[test]
+fn what_no_record_tells_of_is_void_only_when_it_is_older_than_this_boot_and_than_what_we_wrote_in_the_last()
+ {
+    const DAY: u64 = 24 * 60 * 60;
+    const YEAR: u64 = 366 * DAY;
+    let reboot = |ours: u64, theirs: u64| {
+        let it = Fixture::new(small());
+        it.add("old").unwrap();
+        it.write("10.1.0.3", "theirs\r\neth0");
+        age(&it, "10.1.0.3", theirs);
+        for name in ["boot_id", "free.0", "attachments/old:eth0", "10.1.0.2"] {
+            age(&it, name, ours);
+        }
+        let left = store_in(&it.temp, "0c5ab3c4-boot-2").list().unwrap();
+        left.iter().map(|left| left.address).collect::<Vec<_>>()
+    };
+    assert_eq!(reboot(9 * YEAR, 10 * YEAR), [] as [IpAddr; 0]);
+    // Our last word was before it: the clock may have been wrong when this boot began, and was put right.
+    assert_eq!(reboot(9 * YEAR, 8 * YEAR), [ip("10.1.0.3")]);
+    // It is of this boot, whatever our own files say.
+    assert_eq!(reboot(0, 0), [ip("10.1.0.3")]);
+}
+
+/// Makes a file of the store so many seconds older.
+fn age(it: &Fixture, name: &str, seconds: u64) {
+    let file = fs::File::open(it.store.path.join(name)).unwrap();
+    let written = file.metadata().unwrap().modified().unwrap();
+    let age = std::time::Duration::from_secs(seconds);
+    file.set_modified(written - age).unwrap();
+}
+
 #[test]
 fn two_plugins_never_take_one_address() {
     let it = Fixture::new(sets(
