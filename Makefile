@@ -14,8 +14,8 @@ TOOLS      := $(CURDIR)/.tools
 # --target, build scripts and procedural macros are not built that way, which glibc would not allow. A panic
 # aborts, so that nobody reads a table for unwinding. Of functions that are alike one is enough.
 STATIC     := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static -C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,--icf=all" $(CARGO) build --release --locked --target $(HOST)
-# Kernel tests make namespaces: as an ordinary user, inside a user namespace.
-ISOLATED   := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --mount --net)
+# Kernel tests make namespaces: as an ordinary user, inside a user namespace, with a network where one reaches oneself.
+ISOLATED   := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --mount --net sh -c 'ip link set lo up && exec "$$0" "$$@"')
 
 # The version of the workspace, and the image's reference: of this machine, until somebody pushes it to a registry.
 VERSION    := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
