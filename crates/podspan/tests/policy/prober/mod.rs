@@ -25,6 +25,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect, recv, recvfrom,
     send, sendto, socket_with,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sctp::{Chunk, Packet};
 
 use super::object::Protocol;
@@ -125,11 +126,22 @@ impl Hope {
     }
 }
 
+/// Each question has a socket, and there are more at a time than the 1,024 that a process usually may have without asking.
+fn allow_many_sockets() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    Ok(setrlimit(Resource::Nofile, most)?)
+}
+
 /// All askers ask their questions at once; the answers are in the questions' order.
 ///
 /// # Errors
 /// A socket that cannot be had.
 pub fn ask(all: &[(&Asker, Vec<Question>)], patience: Patience) -> io::Result<Vec<Vec<Answer>>> {
+    allow_many_sockets()?;
     let expected = all.iter().flat_map(|(_, questions)| questions);
     let missing = expected.filter(|question| question.expected).count();
     let hope = Hope {
