@@ -98,7 +98,7 @@ bench: debian-packages-bench build
 	$(ISOLATED) $(CARGO) bench --locked --offline -p podspan-cni --bench plugin -- $(BENCH) \
 	  --floor $(CURDIR)/target/$(HOST)/release/examples/floor
 
-# The agent with 5,000 Nodes in a real API server, as root: twenty minutes. The figures are on docs/benchmarks.md.
+# The agent with 5,000 Nodes in a real API server, as root: twelve minutes. The figures are on docs/benchmarks.md.
 .PHONY: bench-nodes
 bench-nodes: debian-packages debian-packages-e2e build kubernetes
 	$(CARGO) bench --locked --profile dev -p podspan --bench nodes -- --podspan $(CURDIR)/bin/podspan
@@ -108,7 +108,7 @@ bench-nodes: debian-packages debian-packages-e2e build kubernetes
 bench-policies: debian-packages debian-packages-e2e build kubernetes
 	$(CARGO) bench --locked --profile dev -p podspan --bench policies -- $(BENCH)
 
-# What packets between pods cost, beside the same paths made by hand, as root: five minutes on a machine that does nothing else.
+# What packets between pods cost, beside the same paths made by hand, as root: eight minutes on a machine that does nothing else.
 .PHONY: bench-paths
 bench-paths: debian-packages build
 	$(CARGO) bench --locked --profile dev -p podspan --bench paths -- $(BENCH)
