@@ -1,7 +1,7 @@
 //! The floor of ADD: a process that does nothing but ask the kernel the same as `podspan-cni` for a plain pod.
 //!
 //! No JSON, no IPAM, no kernel parameter, no file but the pod's namespace; built as the plugin is. What ADD takes beyond it
-//! is the plugin's own. `make bench` counts the requests of both and fails when ADD has others than [`attach`] below.
+//! is the plugin's own. `make bench-plugin` counts the requests of both and fails when ADD has others than [`attach`] below.
 //! Two more words make it the bench's tool: `nothing` is a process's own cost, `peak` tells another program's memory.
 #![allow(missing_docs, reason = "a benchmark")]
 #![no_main]

@@ -1,4 +1,4 @@
-//! `make bench`: the plugin against the reference plugins of Debian, whole processes, interleaved in one run.
+//! `make bench-plugin`: the plugin against the reference plugins of Debian, whole processes, interleaved in one run.
 //!
 //! Nothing is asserted about time. What makes it fair is in the rooms: both sides do the same job, which they show first
 //! (`proof`), are run as a runtime runs them (`contestant`), each on a node of its own in namespaces of its own
@@ -147,7 +147,7 @@ fn require_built(floor: &Path) -> Result<(), String> {
     let reference = Path::new(REFERENCE).join("bridge");
     for (path, mend) in [
         (contestant::podspan().as_path(), "make build"),
-        (floor, "make bench builds it and says where"),
+        (floor, "make bench-plugin builds it and says where"),
         (&reference, "apt-get install containernetworking-plugins"),
     ] {
         if !path.exists() {

@@ -2,7 +2,7 @@
 //!
 //!     make bench-nodes
 //!
-//! As root. It prints a table; the figures of `docs/benchmarks.md` are from here. The machine is a network namespace, the Nodes
+//! As root. It prints a table, and with `--write` puts it into `docs/benchmarks.md`. The machine is a network namespace, the Nodes
 //! are objects without machines: nothing answers there, so the self-test is off at first. In the end it is on: the packet
 //! filter leads all tests to the agent of a second node, from where those of all other nodes come, each by itself, as they would
 //! from five thousand.
@@ -17,6 +17,9 @@
 #[allow(dead_code, reason = "shared with the tests")]
 #[path = "../../tests/agent/machine.rs"]
 mod machine;
+#[allow(dead_code, reason = "shared with the plugin's")]
+#[path = "../../../cni/benches/plugin/page.rs"]
+mod page;
 #[allow(dead_code, reason = "shared with the tests")]
 #[path = "../../tests/kubernetes/plane.rs"]
 mod plane;
@@ -49,76 +52,170 @@ const PORT: u16 = 11270;
 /// Between two tests of other nodes: each tests this one twice in forty minutes, or all at the pace of their first round.
 const ASKED: [(&str, Duration); 2] = [
     ("in its first round", Duration::from_millis(240)),
-    ("when all others are in theirs", Duration::from_millis(125)),
+    (
+        "when all others are in their first round too",
+        Duration::from_millis(125),
+    ),
 ];
 
 fn main() {
-    let mut words = std::env::args().skip_while(|word| word != "--podspan");
-    let podspan = words
+    let words: Vec<String> = std::env::args().collect();
+    // `cargo test --benches` must not measure.
+    if words.iter().any(|word| word == "--test") {
+        return;
+    }
+    let mut after = words.iter().skip_while(|word| *word != "--podspan");
+    let podspan = after
         .nth(1)
-        .map_or(env!("CARGO_BIN_EXE_podspan").into(), PathBuf::from);
-    let machine = Machine::new();
-    machine.ns.ip("link set lo up");
-    let plane = Plane::start("172.16.0.1");
-    plane.configure(&machine, "");
-    plane.create_all("/api/v1/nodes", (1..=NODES).map(node));
-    let bytes = plane.node("node77").to_string().len();
-    println!("{NODES} Nodes of {bytes} bytes as JSON");
-    println!("| what | figure |\n|---|---|");
-
-    let routes = Routes::follow();
-    let begin = Instant::now();
-    let agent = Agent::start(&machine, &podspan);
-    routes.until(|seen| seen == 2 * (NODES as usize - 1));
-    println!(
-        "| first sync: from the start of the process until all routes are there | {:.2} s |",
-        begin.elapsed().as_secs_f64()
-    );
-    std::thread::sleep(Duration::from_secs(15));
-    print_memory(&agent, "after the first sync");
-
-    let before = plane.requests().len();
-    let mut times = changes(&plane, &routes);
-    times.sort();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
-    println!(
-        "| a Node's change, from the request to the API until the kernel tells of the route: median, p99, most | {:.0}, {:.0}, {:.0} ms |",
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
-
-    let idle = cpu(&agent, || std::thread::sleep(WATCHED));
-    println!("| CPU, nothing happens | {idle:.2} % of a core |");
-    let mut renewals = 0;
-    let renewed = cpu(&agent, || renew(&plane, &mut renewals));
-    println!("| CPU, all Nodes renew their status every 5 minutes | {renewed:.2} % of a core |");
-    print_memory(&agent, "at the end");
-    let asked = plane.requests();
-    let beside: Vec<_> = asked[before..]
-        .iter()
-        .filter(|request| !request.starts_with("watch "))
-        .collect();
-    println!(
-        "| requests beside the watch in that time | {} |",
-        beside.len()
-    );
-    drop(agent);
+        .map_or(env!("CARGO_BIN_EXE_podspan"), |word| word);
+    let mut bench = Bench::new(podspan.into());
+    bench.untested();
     std::thread::scope(|scope| {
         let (sender, netns) = channel();
         let (pace, asked) = channel();
-        let second = scope.spawn(|| second(&podspan, sender, asked));
-        let netns = netns.recv().unwrap();
-        let agent = tested(
-            (&machine, &plane),
-            (&podspan, &netns),
-            (&pace, &mut renewals),
-        );
+        let podspan = bench.podspan.clone();
+        let second = scope.spawn(move || second(&podspan, sender, asked));
+        let agent = bench.tested(&netns.recv().unwrap(), &pace);
         // It asks the agent until then.
         drop(pace);
         second.join().unwrap();
         drop(agent);
     });
+    if words.iter().any(|word| word == "--write") {
+        page::fill(&[("nodes", bench.table)]).unwrap();
+    }
+}
+
+/// The first node, the API, and what was measured.
+struct Bench {
+    machine: Machine,
+    plane: Plane,
+    podspan: PathBuf,
+    renewals: u32,
+    table: String,
+}
+
+impl Bench {
+    /// All Nodes are in the API.
+    fn new(podspan: PathBuf) -> Self {
+        let machine = Machine::new();
+        machine.ns.ip("link set lo up");
+        let plane = Plane::start("172.16.0.1");
+        plane.configure(&machine, "");
+        plane.create_all("/api/v1/nodes", (1..=NODES).map(node));
+        let mut bench = Self {
+            machine,
+            plane,
+            podspan,
+            renewals: 0,
+            table: String::new(),
+        };
+        bench.row("what", "figure", "aim");
+        bench.row("---", "---", "---");
+        let bytes = bench.plane.node("node77").to_string().len();
+        bench.row("a Node as JSON", &format!("{bytes} bytes"), "");
+        bench
+    }
+
+    fn row(&mut self, what: &str, figure: &str, aim: &str) {
+        let row = format!("| {what} | {figure} | {aim} |");
+        println!("{row}");
+        self.table += &(row + "\n");
+    }
+
+    fn memory(&mut self, agent: &Agent, when: &str) {
+        let mib = |key: &str| agent.kib(key) / 1024.0;
+        let figure = format!(
+            "{:.1}, {:.1}, {:.1} MiB",
+            mib("VmRSS:"),
+            mib("VmHWM:"),
+            mib("RssFile:")
+        );
+        let what = format!(
+            "resident memory {when}: now, at the most since the start, of which the executable's pages"
+        );
+        self.row(&what, &figure, "25 MiB");
+    }
+
+    /// The agent without its self-test.
+    fn untested(&mut self) {
+        let routes = Routes::follow();
+        let begin = Instant::now();
+        let agent = Agent::start(&self.machine, &self.podspan);
+        routes.until(|seen| seen == 2 * (NODES as usize - 1));
+        self.row(
+            "first sync: from the start of the process until 9,998 routes are there",
+            &format!("{:.2} s", begin.elapsed().as_secs_f64()),
+            "3 s",
+        );
+        std::thread::sleep(Duration::from_secs(15));
+        self.memory(&agent, "after the first sync");
+
+        let before = self.plane.requests().len();
+        let mut times = changes(&self.plane, &routes);
+        times.sort();
+        let at =
+            |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+        self.row(
+            "a Node's change, from the request to the API until the kernel tells of the route: median, p99, most of 200",
+            &format!("{:.0}, {:.0}, {:.0} ms", at(0.5), at(0.99), at(1.0)),
+            "100, 500 ms",
+        );
+
+        let idle = cpu(&agent, || std::thread::sleep(WATCHED));
+        self.row("CPU, nothing happens", &of_a_core(idle), "");
+        let renewed = cpu(&agent, || renew(&self.plane, &mut self.renewals));
+        let what = "CPU, all Nodes renew their status every 5 minutes";
+        self.row(what, &of_a_core(renewed), "1 %");
+        self.memory(&agent, "after all that");
+        let asked = self.plane.requests();
+        let asked = asked[before..].iter();
+        let beside = asked.filter(|request| !request.starts_with("watch "));
+        let what = "requests beside the watch in that time";
+        self.row(what, &beside.count().to_string(), "none");
+    }
+
+    /// The same agent with its self-test: in its first round, which goes faster than all that follow.
+    fn tested(&mut self, second: &Netns, pace: &Sender<Duration>) -> Agent {
+        let machine = &self.machine;
+        let there = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            second.as_fd().as_raw_fd()
+        );
+        // For a packet from the gateway the kernel asks for the next hop's neighbour from a link-local address of the device, or
+        // not at all.
+        machine.ns.ip("addr add fe80::1/64 dev eth0 nodad");
+        machine.ns.ip(&format!(
+            "link add second0 master eth0 up type veth peer name second0 netns {there}"
+        ));
+        lead_tests_to_the_second();
+        let config = std::fs::read_to_string(machine.path("agent.toml")).unwrap();
+        let config = config.replace("probe = false\nlisten = \"off\"\n", "");
+        std::fs::write(machine.path("agent.toml"), config).unwrap();
+        let agent = Agent::start(machine, &self.podspan);
+        // What was tested while the other agent had not begun yet is over by then.
+        std::thread::sleep(Duration::from_secs(60));
+        for (when, pause) in ASKED {
+            pace.send(pause).unwrap();
+            let (passed, failed) = tests();
+            let with = cpu(&agent, || renew(&self.plane, &mut self.renewals));
+            let (now, still) = tests();
+            assert_eq!(failed, still, "tests that did not pass");
+            let what = format!(
+                "CPU, the same with the self-test {when}: {:.1} tests of ways a second pass, and {:.1} of other nodes are answered",
+                (now - passed) / WATCHED.as_secs_f64(),
+                1.0 / pause.as_secs_f64()
+            );
+            self.row(&what, &of_a_core(with), "1 %");
+            self.memory(&agent, "then");
+        }
+        agent
+    }
+}
+
+fn of_a_core(percent: f64) -> String {
+    format!("{percent:.2} % of a core")
 }
 
 /// The second node, on the segment of the first, which it tests with that pause between, as long as it is told one.
@@ -196,46 +293,6 @@ fn lead_tests_to_the_second() {
     );
     let status = Command::new("nft").arg(rules).status().unwrap();
     assert!(status.success());
-}
-
-/// The same agent with its self-test: in its first round, which goes faster than all that follow.
-fn tested(
-    (machine, plane): (&Machine, &Plane),
-    (podspan, second): (&PathBuf, &Netns),
-    (pace, renewals): (&Sender<Duration>, &mut u32),
-) -> Agent {
-    let there = format!(
-        "/proc/{}/fd/{}",
-        std::process::id(),
-        second.as_fd().as_raw_fd()
-    );
-    // For a packet from the gateway the kernel asks for the next hop's neighbour from a link-local address of the device, or not
-    // at all.
-    machine.ns.ip("addr add fe80::1/64 dev eth0 nodad");
-    machine.ns.ip(&format!(
-        "link add second0 master eth0 up type veth peer name second0 netns {there}"
-    ));
-    lead_tests_to_the_second();
-    let config = std::fs::read_to_string(machine.path("agent.toml")).unwrap();
-    let config = config.replace("probe = false\nlisten = \"off\"\n", "");
-    std::fs::write(machine.path("agent.toml"), config).unwrap();
-    let agent = Agent::start(machine, podspan);
-    // What was tested while the other agent had not begun yet is over by then.
-    std::thread::sleep(Duration::from_secs(60));
-    for (when, pause) in ASKED {
-        pace.send(pause).unwrap();
-        let (passed, failed) = tests();
-        let with = cpu(&agent, || renew(plane, renewals));
-        let (now, still) = tests();
-        assert_eq!(failed, still, "tests that did not pass");
-        println!(
-            "| CPU, the same with the self-test {when}: {:.1} tests of ways a second pass, and {:.1} are answered | {with:.2} % of a core |",
-            (now - passed) / WATCHED.as_secs_f64(),
-            1.0 / pause.as_secs_f64()
-        );
-        print_memory(&agent, when);
-    }
-    agent
 }
 
 /// How many tests of ways the agent here has made that passed, and that did not.
@@ -401,16 +458,6 @@ impl Drop for Agent {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn print_memory(agent: &Agent, when: &str) {
-    let mib = |key: &str| agent.kib(key) / 1024.0;
-    println!(
-        "| resident memory {when}: now, at the most, of which the executable's pages | {:.1}, {:.1}, {:.1} MiB |",
-        mib("VmRSS:"),
-        mib("VmHWM:"),
-        mib("RssFile:")
-    );
 }
 
 /// Percent of a core.
