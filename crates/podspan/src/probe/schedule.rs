@@ -15,7 +15,7 @@ use super::{Failure, Outcome, Peer};
 const ROUND_MIN: Duration = Duration::from_secs(30);
 /// In a large one, at the least this often; each way is tested from both its ends.
 const ROUND_MAX: Duration = Duration::from_secs(2400);
-/// Between, each peer adds this: four tests a second, and as many that are answered, are a third of a percent of a core.
+/// Between, each peer adds this: four tests a second, and as many that are answered, are a tenth of a percent of a core.
 const EACH: Duration = Duration::from_millis(240);
 /// How long after its first failure a peer is tested again.
 const AGAIN: Duration = Duration::from_secs(1);
