@@ -16,6 +16,8 @@ use ipnet::IpNet;
 
 /// Attributes (linux/rtnetlink.h).
 const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
+const RTA_IIF: u16 = 3;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
@@ -97,6 +99,8 @@ struct Header {
     family: u8,
     /// The length of the destination's prefix.
     length: u8,
+    /// The length of the source's prefix.
+    source_length: u8,
     table: u8,
     protocol: u8,
     scope: u8,
@@ -108,7 +112,7 @@ impl Header {
     /// A request that begins with it.
     fn request(self, kind: u16) -> Encoder {
         let mut request = Encoder::request(kind);
-        request.plain(&[self.family, self.length, 0, 0]);
+        request.plain(&[self.family, self.length, self.source_length, 0]);
         request.plain(&[self.table, self.protocol, self.scope, self.kind]);
         request.plain(&self.flags.to_ne_bytes());
         request
@@ -120,7 +124,7 @@ impl Header {
         let [
             family,
             length,
-            _,
+            source_length,
             _,
             table,
             protocol,
@@ -131,6 +135,7 @@ impl Header {
         let header = Self {
             family,
             length,
+            source_length,
             table,
             protocol,
             scope,
@@ -218,6 +223,25 @@ impl Netlink {
         route.ok_or_else(|| crate::Error::new(action(), rustix::io::Errno::NETUNREACH))
     }
 
+    /// The route that a packet of `from`, which comes in on that link, takes to `ip`, rules of routing policy included.
+    ///
+    /// # Errors
+    /// Unreachable, not let in there (`rp_filter`) or sent nowhere by a rule, or what the kernel answered.
+    pub fn route_from(&mut self, (from, link): (IpAddr, u32), ip: IpAddr) -> Result<Route> {
+        let action = || format!("find route to {ip} from {from}");
+        let header = query_header(ip);
+        let mut request = Header {
+            source_length: header.length,
+            ..header
+        }
+        .request(message::GET_ROUTE);
+        request.ip(RTA_DST, ip);
+        request.ip(RTA_SRC, from);
+        request.native32(RTA_IIF, link);
+        let route = self.query(request, |route| Some(read_route(route)), action)?;
+        route.ok_or_else(|| crate::Error::new(action(), rustix::io::Errno::NETUNREACH))
+    }
+
     /// True when packets to `ip` are taken in here.
     ///
     /// # Errors
@@ -278,14 +302,17 @@ impl Netlink {
 }
 
 fn route_query(ip: IpAddr) -> Encoder {
-    let header = Header {
+    let mut request = query_header(ip).request(message::GET_ROUTE);
+    request.ip(RTA_DST, ip);
+    request
+}
+
+fn query_header(ip: IpAddr) -> Header {
+    Header {
         family: family(ip),
         length: if ip.is_ipv4() { 32 } else { 128 },
         ..Header::default()
-    };
-    let mut request = header.request(message::GET_ROUTE);
-    request.ip(RTA_DST, ip);
-    request
+    }
 }
 
 fn about(kind: u16, route: &Route) -> Encoder {
@@ -294,6 +321,7 @@ fn about(kind: u16, route: &Route) -> Encoder {
     let header = Header {
         family: family(route.dst.addr()),
         length: route.dst.length(),
+        source_length: 0,
         // 0 is none; the attribute has it.
         table: u8::try_from(table).unwrap_or(0),
         protocol: route.protocol.0,

@@ -184,3 +184,22 @@ fn the_route_to_an_address_is_that_of_its_packets() {
     assert_eq!(route.next_hop, Some("192.168.1.12".parse().unwrap()));
     assert!(netlink.route_to("203.0.113.1".parse().unwrap()).is_err());
 }
+
+#[test]
+fn the_route_of_somebody_s_packet_is_the_one_that_a_rule_leads_to() {
+    let (ns, mut netlink) = underlay();
+    netlink
+        .add_route(&ours("10.244.2.0/24", "192.168.1.12"))
+        .unwrap();
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    ns.ip("link add pods0 up type bridge");
+    ns.ip("addr add 10.244.1.1/24 dev pods0");
+    let pods = netlink.find_link(&"pods0".parse().unwrap()).unwrap();
+    let pods = pods.unwrap().index;
+    let [from, to] = ["10.244.1.9", "10.244.2.7"].map(|ip| ip.parse().unwrap());
+    let route = netlink.route_from((from, pods), to).unwrap();
+    assert_eq!(route.next_hop, Some("192.168.1.12".parse().unwrap()));
+    ns.ip("rule add from 10.244.1.0/24 blackhole");
+    assert!(netlink.route_from((from, pods), to).is_err());
+    assert!(netlink.route_to(to).is_ok());
+}

@@ -348,9 +348,39 @@ fn without_an_mtu_there_is_no_conflist_yet() {
     let desired = desired.unwrap();
     assert!(desired.conflist.is_none() && desired.bridge.unwrap().mtu.is_none());
     assert_eq!(desired.routes.len(), 4);
-    let expected = "nodes.toml: nodes[0].addresses[0] (node1) = \"192.168.1.10\": no link of this node has it, \
+    let expected = "nodes.toml: nodes[0].addresses[0] (node1) = \"192.168.1.10\": no link of this node but lo has it, \
                     so the MTU is not known; correct it, or set mtu in agent.toml";
     assert_eq!(refusals[0].to_string(), expected);
+}
+
+#[test]
+fn an_mtu_too_small_for_the_pods_ipv6_changes_nothing_and_is_told() {
+    let of = |change: fn(&mut Subnet)| {
+        let mut underlay = underlay(&[]);
+        underlay.subnets.iter_mut().for_each(change);
+        let (desired, refusals) =
+            desired(&node1(Routing::Auto), &cluster(NODES), &underlay).unwrap();
+        let desired = desired.unwrap();
+        assert_eq!(
+            desired.conflist.is_some(),
+            desired.bridge.as_ref().unwrap().mtu.is_some()
+        );
+        let refusals: Vec<_> = refusals.iter().map(ToString::to_string).collect();
+        (desired.bridge.unwrap().mtu, refusals)
+    };
+    assert_eq!(of(|subnet| subnet.mtu = 1330), (Some(1280), vec![]));
+    let (mtu, refusals) = of(|subnet| subnet.mtu = 1329);
+    assert_eq!(mtu, None);
+    let expected = "its link has an MTU of 1329, and the pods' IPv6 needs 1330 of it; raise it \
+                    (ip link set dev … mtu 1330), or set mtu in agent.toml";
+    assert!(refusals[0].ends_with(expected), "{refusals:?}");
+    // The loopback's says nothing of the way.
+    let (mtu, refusals) = of(|subnet| {
+        subnet.link_name = "lo".into();
+        subnet.mtu = 65536;
+    });
+    assert_eq!(mtu, None);
+    assert!(refusals[0].contains("the MTU is not known"), "{refusals:?}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use podspan_cni::attachment::{AttachmentId, MARK};
 use podspan_kernel::nft::{Chain, Family, Hook, ListedChain, ListedRule, Nft, Table, Verdict};
@@ -31,7 +32,7 @@ const BIN_DIR: &str = "/opt/cni/bin";
 const ADVERTISED: RouteProtocol = RouteProtocol(9);
 /// How deep a chain that all packets pass is followed into others.
 const DEPTH: usize = 5;
-/// How many ways are tried at the most.
+/// How many ways are tried at the most: each may need a neighbour, of which the kernel keeps some hundred.
 const WAYS: usize = 256;
 /// Where the names of tables of the older kernel interface stand, for IPv4 and IPv6.
 const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
@@ -261,11 +262,18 @@ impl Facts {
     }
 }
 
-/// Tries the ways to the other nodes' pods as the agent does: of very many some, spread over all.
+/// Tries the ways to the other nodes' pods as the agent does: of very many some, spread over all, and others each time.
 fn try_ways(config: &Config, cluster: &Cluster, desired: &Desired) -> Vec<String> {
     let mut targets = probe::targets(config, cluster, desired, &probe::Targets::default());
     let step = targets.peers.len().div_ceil(WAYS).max(1);
-    targets.peers = targets.peers.into_iter().step_by(step).collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let begin = now.map_or(0, |now| now.subsec_micros() as usize % step);
+    targets.peers = targets
+        .peers
+        .into_iter()
+        .skip(begin)
+        .step_by(step)
+        .collect();
     let (Ok(outcomes), Ok(mut netlink)) = (probe::test_all(&targets), Netlink::open()) else {
         return Vec::new();
     };

@@ -306,6 +306,13 @@ pub fn between_nodes(config: &Config, cluster: &Cluster, (look, to): (&Look, &Po
             let what = probe::describe(&peer, failure, way.as_ref());
             Hop::new(&to.node, State::Wrong, format!("from {own} too: {what}"))
         }
+        None if outcome == probe::Outcome::Untested => {
+            let what = format!(
+                "the way from {own} to its gateway {} could not be tested: {own} is not on this node yet",
+                peer.gateway
+            );
+            Hop::new(&to.node, State::Unseen, what)
+        }
         None => {
             let what = format!(
                 "from {own} to its gateway {} packets pass ({})",

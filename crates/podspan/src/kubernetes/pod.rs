@@ -3,12 +3,18 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, bail};
-use kube::api::GetParams;
+use kube::api::ListParams;
 use kube::core::Request;
 use serde::Deserialize;
 
 use super::client::{self, no_request};
 use crate::config::KubernetesConfig;
+
+/// The pods of that name: one or none.
+#[derive(Debug, Deserialize)]
+struct Pods {
+    items: Vec<PodObject>,
+}
 
 /// What is read of a pod.
 #[derive(Debug, Default, Deserialize)]
@@ -39,18 +45,23 @@ pub fn addresses(config: &KubernetesConfig, pod: &str) -> anyhow::Result<Vec<IpA
         .filter(|(namespace, name)| is_label(namespace) && name.split('.').all(is_label))
         .with_context(|| format!("{pod:?}: a pod of Kubernetes is written namespace/name"))?;
     let what = format!("read pod {pod}");
-    let read: anyhow::Result<PodObject> = super::runtime()?.block_on(async {
+    // The agent's account may list pods, and no more.
+    let list = ListParams::default().fields(&format!("metadata.name={name}"));
+    let read: anyhow::Result<Pods> = super::runtime()?.block_on(async {
         let client = client::connect(config).await?;
         let pods = Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
-        let request = pods.get(name, &GetParams::default());
+        let request = pods.list(&list);
         let request = request.map_err(|error| no_request(&what, &error))?;
         Ok(client.wait(&what, client.kube.request(request)).await?)
     });
-    let pod_object = read.with_context(|| {
+    let found = read.with_context(|| {
         format!(
             "name it by its address instead: kubectl get pod --namespace {namespace} {name} -o wide"
         )
     })?;
+    let Some(pod_object) = found.items.first() else {
+        bail!("there is no pod {pod}: kubectl get pod --namespace {namespace}");
+    };
     let addresses: Vec<_> = pod_object.status.pod_ips.iter().map(|pod| pod.ip).collect();
     if addresses.is_empty() {
         bail!("pod {pod} has no address yet: kubectl describe pod --namespace {namespace} {name}");

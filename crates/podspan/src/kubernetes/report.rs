@@ -100,6 +100,9 @@ impl Reporter {
                 break;
             }
             let sent = send(client, node, &note).await;
+            if sent.is_err() {
+                self.budget.give_back();
+            }
             tell(state, &About::Events, sent)?;
         }
         // What the budget did not allow is in the log.
@@ -249,6 +252,11 @@ impl Budget {
         let has = self.left > 0;
         self.left = self.left.saturating_sub(1);
         has
+    }
+
+    /// What was taken was not used.
+    fn give_back(&mut self) {
+        self.left = (self.left + 1).min(BURST);
     }
 }
 

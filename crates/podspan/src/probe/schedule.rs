@@ -17,6 +17,12 @@ const ROUND_MIN: Duration = Duration::from_secs(30);
 const ROUND_MAX: Duration = Duration::from_secs(2400);
 /// Between, each peer adds this: four tests a second, and as many that are answered, are a tenth of a percent of a core.
 const EACH: Duration = Duration::from_millis(240);
+/// So many tests are begun together. They share the wake-ups, and what the first one brings into the caches: a test that is
+/// alone takes three times the processor's time.
+pub const TOGETHER: usize = 16;
+/// Between two such begins, at the least. Each test needs a neighbour on a plain segment, and the kernel takes back those of five
+/// seconds ago before its table is full (`gc_thresh3`): so no more than some hundred in that time.
+pub const PACE: Duration = Duration::from_secs(2);
 /// How long after its first failure a peer is tested again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// After the second, doubled with each further one.
@@ -69,7 +75,8 @@ impl Schedule {
         self.peers.len()
     }
 
-    /// From now on, these are tested: those that are new at once. Tells of those that are gone.
+    /// From now on, these are tested: those that are new at once, or, where they are many, as soon as their turn comes. Until then
+    /// whoever is new later, or failed once, is not behind them. Tells of those that are gone.
     pub fn follow(&mut self, peers: &[Arc<Peer>], now: Instant) -> Vec<Turn> {
         let wanted: BTreeSet<&Arc<Peer>> = peers.iter().collect();
         let mut gone = Vec::new();
@@ -85,14 +92,21 @@ impl Schedule {
             stays
         });
         self.due.retain(|(_, peer)| wanted.contains(peer));
-        for peer in peers {
-            if !self.peers.contains_key(peer) {
+        let mut new: Vec<_> = peers
+            .iter()
+            .filter(|peer| !self.peers.contains_key(*peer))
+            .collect();
+        // In another order on each node: not all test the same one at the same time.
+        new.sort_by_cached_key(|peer| place(peer));
+        let turns = (0..).map(|turn| now + PACE * turn);
+        for (some, due) in new.chunks(TOGETHER).zip(turns) {
+            for peer in some {
                 let state = State {
-                    due: Some(now),
+                    due: Some(due),
                     ..State::default()
                 };
                 self.peers.insert(Arc::clone(peer), state);
-                self.due.insert((now, Arc::clone(peer)));
+                self.due.insert((due, Arc::clone(peer)));
             }
         }
         gone
@@ -157,10 +171,15 @@ impl Schedule {
     }
 }
 
-/// How long it is to a peer's turn, so long after the begin of the first round. Each has its place in the round, and another
-/// one on each node: those that came together are spread over it.
+/// A peer's place among all, which is another one on each node.
+fn place(peer: &Peer) -> u64 {
+    podspan_kernel::hash(&[&peer.source.to_string(), &peer.gateway.to_string()])
+}
+
+/// How long it is to a peer's turn, so long after the begin of the first round. Each has its place in the round: those that came
+/// together are spread over it.
 fn time_to_turn(peer: &Peer, now: Duration, round: Duration) -> Duration {
-    let hash = podspan_kernel::hash(&[&peer.source.to_string(), &peer.gateway.to_string()]);
+    let hash = place(peer);
     let round = u64::try_from(round.as_millis()).unwrap_or(u64::MAX).max(1);
     let now = u64::try_from(now.as_millis()).unwrap_or_default() % round;
     let left = (hash % round + round - now) % round;
@@ -197,7 +216,9 @@ mod tests {
     fn run(schedule: &mut Schedule, begin: Instant, times: u64, outcome: Outcome) -> Vec<u32> {
         let together = |time| {
             let now = begin + Duration::from_secs(2 * time);
-            let begun: Vec<_> = std::iter::from_fn(|| schedule.take(now)).take(16).collect();
+            let begun: Vec<_> = std::iter::from_fn(|| schedule.take(now))
+                .take(TOGETHER)
+                .collect();
             for peer in &begun {
                 schedule.done(peer, outcome, now);
             }
@@ -233,6 +254,27 @@ mod tests {
         }
         schedule.follow(&peers(101), now);
         assert_eq!(schedule.take(now), peers(101).pop());
+    }
+
+    #[test]
+    fn who_failed_once_or_is_new_does_not_wait_for_the_first_round_to_end() {
+        let mut schedule = Schedule::new(Instant::now());
+        let begin = Instant::now();
+        schedule.follow(&peers(1000), begin);
+        let failed = schedule.take(begin).unwrap();
+        schedule.done(&failed, SILENT, begin);
+        while let Some(peer) = schedule.take(begin) {
+            schedule.done(&peer, PASSES, begin);
+        }
+        schedule.follow(&peers(1001), begin + PACE);
+        let mut together = |now| -> Vec<_> {
+            let begun = std::iter::from_fn(|| schedule.take(now));
+            begun.take(TOGETHER).collect()
+        };
+        let (next, after) = (together(begin + PACE), together(begin + 2 * PACE));
+        assert!(next.contains(&failed), "{next:?}");
+        let new = peers(1001).pop().unwrap();
+        assert!(next.contains(&new) || after.contains(&new), "{after:?}");
     }
 
     #[test]

@@ -89,7 +89,9 @@ pub fn problems(failing: &Failing, mut way: impl FnMut(IpAddr) -> Option<Way>) -
     };
     let kinds: BTreeSet<&str> = failing.values().map(kind).collect();
     let line = |kind| {
-        format!("of more than {ONE_BY_ONE} failing peers some {kind}; podspan doctor names them")
+        format!(
+            "of more than {ONE_BY_ONE} failing peers some {kind}; podspan_probe_failing_peer among the metrics names the first hundred"
+        )
     };
     kinds.into_iter().map(line).collect()
 }

@@ -3,25 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use podspan_kernel::Netlink;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::schedule::{Schedule, Turn};
+use super::schedule::{PACE, Schedule, TOGETHER, Turn};
 use super::told::{problems, way};
 use super::{COMPANY, Failure, Outcome, Peer, Targets, answer, test};
 use crate::board::{Board, Probed};
 use crate::metrics::OutcomeLabel;
-
-/// So many tests are begun together. They share the wake-ups, and what the first one brings into the caches: a test that is
-/// alone takes three times the processor's time.
-const TOGETHER: usize = 16;
-/// Between two such begins, at the least. Each test needs a neighbour on a plain segment, and the kernel takes back those of five
-/// seconds ago before its table is full (`gc_thresh3`): so no more than some hundred in that time.
-const PACE: Duration = Duration::from_secs(2);
 
 /// What fails, and why.
 pub type Failing = BTreeMap<Arc<Peer>, Failure>;
@@ -102,7 +94,8 @@ impl Tester {
         }
         let mut gone = Vec::new();
         if self.mtu != targets.mtu {
-            // What was found out was of another size.
+            // What was found out was of another size, and what is under way would be.
+            self.tests = JoinSet::new();
             gone = self.schedule.follow(&[], Instant::now());
             self.mtu = targets.mtu;
         }

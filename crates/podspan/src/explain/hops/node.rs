@@ -19,7 +19,15 @@ impl Way<'_> {
                 format!("the model has no route to {to}: see podspan status for what it refuses");
             self.on_node(State::Wrong, what);
         }
-        let taken = match self.netlink.route_to(to) {
+        // As the pod's packet comes: rules of routing may be about who sends it.
+        let bridge = desired.bridge.as_ref().map(|bridge| bridge.name.as_str());
+        let mut links = observed.links.iter();
+        let bridge = links.find(|(_, name)| Some(name.as_ref()) == bridge);
+        let taken = match bridge {
+            Some((bridge, _)) => self.netlink.route_from((self.from.ip, *bridge), to),
+            None => self.netlink.route_to(to),
+        };
+        let taken = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 let mut hop = self.node_hop(State::Wrong, error.to_string());
