@@ -40,6 +40,9 @@ class Case(unittest.TestCase):
         self.nodes = self.cluster.nodes
 
     def tearDown(self):
+        if not self.cluster.api_is_there:
+            # The case failed meanwhile.
+            self.cluster.start_api_server()
         for kind in ("NetworkPolicy", "Service", "Deployment", "Pod"):
             for each in self.api.list(kind):
                 if each["metadata"]["name"] != "kubernetes":

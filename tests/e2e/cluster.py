@@ -45,6 +45,7 @@ class Cluster:
 
     def __init__(self, kubernetes):
         self.home, self.kubernetes = HOME, kubernetes
+        self.api_is_there = True
         self.nodes = [Node(number, HOME / "nodes", kubernetes) for number in range(1, NODES + 1)]
         self.proxy_mode = "iptables"
         self.images = []
@@ -109,10 +110,12 @@ class Cluster:
             raise AssertionError(f"the control plane, told to {command}, said {said!r}, not {answer!r}")
 
     def kill_api_server(self):
+        self.api_is_there = False
         self.tell_control_plane("kill", "killed")
 
     def start_api_server(self):
         self.tell_control_plane("start", "ready")
+        self.api_is_there = True
 
     def boot(self, node):
         node.power_on()
@@ -156,6 +159,16 @@ class Cluster:
 
     def explain(self):
         """Prints what may tell why something failed."""
+        if self.api_is_there:
+            self.explain_from_the_api()
+        for node in self.nodes:
+            for command in ("ip -4 route", "ip -6 route", "ip neigh"):
+                print(f"--- {node.name}: {command}", node.run(command), sep="\n")
+        # Not below the nodes' disks, where files come and go.
+        for log in sorted([*self.home.glob("control/log/*.log"), *self.home.glob("nodes/*/log/*.log")]):
+            print(f"--- {log}", *log.read_text(errors="replace").splitlines()[-8:], sep="\n")
+
+    def explain_from_the_api(self):
         for pod in [*self.api.list("Pod"), *self.api.list("Pod", namespace="kube-system")]:
             addresses = [each["ip"] for each in pod["status"].get("podIPs", [])]
             print(pod["metadata"]["name"], pod["spec"].get("nodeName"), pod["status"]["phase"], *addresses, sep="\t")
@@ -163,12 +176,6 @@ class Cluster:
             for event in self.api.list("Event", namespace=namespace)[-30:]:
                 whose = event["involvedObject"]["name"]
                 print(event.get("lastTimestamp"), whose, event["reason"], event.get("message"), sep="\t")
-        for node in self.nodes:
-            for command in ("ip -4 route", "ip -6 route", "ip neigh"):
-                print(f"--- {node.name}: {command}", node.run(command), sep="\n")
-        # Not below the nodes' disks, where files come and go.
-        for log in sorted([*self.home.glob("control/log/*.log"), *self.home.glob("nodes/*/log/*.log")]):
-            print(f"--- {log}", *log.read_text(errors="replace").splitlines()[-8:], sep="\n")
 
     def entries(self):
         """The words that run a command on each machine."""

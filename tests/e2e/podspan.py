@@ -3,7 +3,9 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
+import subprocess
 
 import machine
 from kube import wait_for
@@ -12,6 +14,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MANIFEST = ROOT / "deploy/podspan.yaml"
 NAMESPACE = "kube-system"
 NAME = "podspan"
+UNINSTALL = ROOT / "deploy/uninstall.yaml"
+PROGRAMS = ("podspan", "podspan-cni")
+PLUGIN = "/opt/cni/bin/podspan-cni"
 CONFLIST = "/etc/cni/net.d/10-podspan.conflist"
 # A file for each address that has an owner.
 ALLOCATIONS = "/run/podspan/ipam/podspan"
@@ -24,10 +29,25 @@ class Podspan:
         self.cluster, self.api = cluster, cluster.api
         self.reference = re.search(r'image: "(.*)"', MANIFEST.read_text())[1]
         self.next_reference = f"{self.reference}-next"
+        next_image = self.make_next(cluster.home / "next")
+        # What the plugin's file holds on each node, by the version that is installed.
+        self.plugins = {self.reference: (ROOT / "bin/podspan-cni").read_bytes(),
+                        self.next_reference: (next_image.parent / "podspan-cni").read_bytes()}
         for node in cluster.nodes:
             node.load(image)
-            # What an upgrade brings has the same content here, and yet every agent and plugin is replaced.
-            node.run(f"ctr --namespace k8s.io images tag {self.reference} {self.next_reference}")
+            node.load(next_image)
+
+    def make_next(self, place):
+        """What an upgrade brings: programs that do the same and are others, so that every agent and plugin is replaced."""
+        place.mkdir()
+        for name in PROGRAMS:
+            shutil.copy(ROOT / "bin" / name, place)
+            with open(place / name, "ab") as program:
+                program.write(b"the next version")
+        image = place / "image.tar"
+        subprocess.run([ROOT / "tools/image", place, image, self.next_reference], check=True,
+                       env=os.environ | {"TMPDIR": str(place)})
+        return image
 
     def install(self):
         self.cluster.kubectl("apply", "-f", MANIFEST)
@@ -39,6 +59,15 @@ class Podspan:
         images = {container["image"] for pod in self.pods() for container in pod["spec"]["containers"]}
         if images != {reference}:
             raise AssertionError(f"agents of {images} run, not of {reference}")
+        for node in self.cluster.nodes:
+            if node.path(PLUGIN).read_bytes() != self.plugins[reference]:
+                raise AssertionError(f"the plugin of {node.name} is not that of {reference}")
+
+    def uninstall(self):
+        """As Helm does it: what the agents had is gone before the nodes are clean."""
+        self.cluster.kubectl("apply", "-f", UNINSTALL)
+        self.cluster.kubectl("delete", "serviceaccount", NAME, "--namespace", NAMESPACE)
+        self.wait_until_rolled_out()
 
     def wait_until_rolled_out(self):
         def is_complete():
