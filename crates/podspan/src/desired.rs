@@ -3,6 +3,7 @@
 //! Nothing here does I/O, and nothing is stored. A value that cannot be followed is refused and the rest goes on; what runs
 //! for a refused value already is *kept*: a mistyped entry must not take away what worked before it.
 
+mod mtu;
 mod tunnel;
 
 use std::net::IpAddr;
@@ -365,45 +366,6 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// That of the uplink less the encapsulation; none where it is not known, or less than IPv6 needs: then bridge and conflist
-    /// stay as they are, for the kernel would take IPv6 away from a bridge with less.
-    fn mtu_of_pods(&mut self, own: &Node, overhead: u32, has_ipv6: bool) -> Option<u32> {
-        let uplink = self.uplink_mtu(own)?;
-        let mtu = uplink.saturating_sub(overhead);
-        if !has_ipv6 || mtu >= IPV6_MTU {
-            return Some(mtu);
-        }
-        let needed = IPV6_MTU + overhead;
-        let refused = self.cluster.addresses(own).map(|address| {
-            address.refuse(format!(
-                "its link has an MTU of {uplink}, and the pods' IPv6 needs {needed} of it; raise it (ip link set dev … mtu {needed}), \
-                 or set mtu in {}",
-                self.config.file.display()
-            ))
-        });
-        self.refusals.extend(refused);
-        None
-    }
-
-    /// The smallest MTU of the links that have an address of this node, but for the loopback, which says nothing of the way.
-    fn uplink_mtu(&mut self, own: &Node) -> Option<u32> {
-        let on_links = self.underlay.subnets.iter();
-        let mtu = on_links
-            .filter(|subnet| own.addresses.contains(&subnet.net.addr()))
-            .filter(|subnet| subnet.link_name.as_ref() != LOOPBACK)
-            .map(|subnet| subnet.mtu)
-            .min();
-        if mtu.is_none() {
-            let refused = self.cluster.addresses(own).map(|address| {
-                let fix =
-                    "no link of this node but lo has it, so the MTU is not known; correct it, or set mtu";
-                address.refuse(format!("{fix} in {}", self.config.file.display()))
-            });
-            self.refusals.extend(refused);
-        }
-        mtu
-    }
-
     fn routes_to(&mut self, node: &Node) {
         for pod_cidr in self.cluster.pod_cidrs(node) {
             // The registry refuses a pod CIDR without an address of its family.
@@ -597,8 +559,6 @@ fn between(role: &NodeRole, can_filter: bool) -> Between {
 
 /// The least MTU of a link with IPv6 (RFC 8200, section 5).
 const IPV6_MTU: u32 = 1280;
-/// The one that each network namespace has.
-const LOOPBACK: &str = "lo";
 
 fn bridge_sysctls(bridge: &IfName, gateways: &[IpNet], between: Between) -> Vec<Sysctl> {
     let sysctl = |family: &str, name: &str, value| Sysctl {

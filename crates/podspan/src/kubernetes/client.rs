@@ -48,6 +48,15 @@ impl Failure {
         }
     }
 
+    /// What tells it from another one.
+    pub fn kind(&self) -> FailureKind {
+        match self.code {
+            0 if self.unreachable => FailureKind::Unreachable,
+            0 => FailureKind::Own(self.text.clone()),
+            code => FailureKind::Answer(code),
+        }
+    }
+
     /// The version that we go on from is forgotten there: everything has to be listed again.
     pub fn is_expired(&self) -> bool {
         self.code == 410
@@ -73,6 +82,17 @@ impl Failure {
     pub fn is_unsupported(&self) -> bool {
         matches!(self.code, 400 | 422 | 500 | 501)
     }
+}
+
+/// What tells one failure from another, however the words change with each attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The answer's HTTP status.
+    Answer(u16),
+    /// The server was not reached, or did not answer in time, or the connection broke.
+    Unreachable,
+    /// It is not about the server's answers: a file, a certificate, what we found out; in these words.
+    Own(String),
 }
 
 /// As the configuration says; the files are read each time.

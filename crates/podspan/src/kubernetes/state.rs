@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use podspan_kernel::Prefix;
 use tokio::sync::watch as latest;
 
-use super::client::Failure;
+use super::client::{Failure, FailureKind};
 use super::object::{NodeObject, Record};
 use super::{About, News};
 use crate::events::{Event, Sender};
@@ -25,8 +25,8 @@ pub struct State {
     /// The name of this machine's Node.
     own_name: Option<String>,
     records: RefCell<Records>,
-    /// The answer's status of each problem that was told.
-    problems: RefCell<BTreeMap<About, u16>>,
+    /// How each problem that was told differs from others.
+    problems: RefCell<BTreeMap<About, FailureKind>>,
     /// What is wrong in objects that policy reads.
     faults: RefCell<BTreeMap<(Kind, Box<str>), String>>,
     own: latest::Sender<Option<Arc<Record>>>,
@@ -106,11 +106,12 @@ impl State {
 
     /// What is wrong about that; told when it is new, however its words change with each attempt.
     pub fn problem(&self, about: &About, failure: &Failure) {
+        let kind = failure.kind();
         let last = self
             .problems
             .borrow_mut()
-            .insert(about.clone(), failure.code);
-        if last != Some(failure.code) {
+            .insert(about.clone(), kind.clone());
+        if last != Some(kind) {
             self.send(News::Problem(about.clone(), Some(failure.to_string())));
         }
     }

@@ -136,3 +136,36 @@ fn an_api_that_takes_connections_and_never_answers_is_told_once_and_a_corrected_
         }
     });
 }
+
+#[test]
+fn a_problem_is_told_again_when_it_is_another_one_and_not_when_only_its_words_are() {
+    let (news, told) = std::sync::mpsc::channel();
+    let (events, _heard) = std::sync::mpsc::sync_channel(8);
+    let state = State::new(None, news, events);
+    let answered = |code, text: &str| {
+        let mut failure = Failure::of(text.to_owned());
+        failure.code = code;
+        failure
+    };
+    for failure in [
+        Failure::of("kubeconfig: no such file".into()),
+        Failure::of("kubeconfig: no such file".into()),
+        Failure::of("kubeconfig: not YAML".into()),
+        answered(503, "the first try"),
+        answered(503, "the second try"),
+        answered(403, "forbidden"),
+    ] {
+        state.problem(&About::Nodes, &failure);
+    }
+    let texts = told.try_iter().map(|news| match news {
+        News::Problem(About::Nodes, text) => text.unwrap(),
+        other => panic!("{other:?}"),
+    });
+    let expected = [
+        "kubeconfig: no such file",
+        "kubeconfig: not YAML",
+        "the first try",
+        "forbidden",
+    ];
+    assert_eq!(texts.collect::<Vec<_>>(), expected);
+}
