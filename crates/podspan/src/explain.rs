@@ -198,7 +198,7 @@ impl Explanation {
             }
             (wrong, Some(tests)) => {
                 let why = wrong.or_else(|| first(State::Perhaps)).map_or_else(
-                    || "nothing wrong is seen here; look from the other node too".to_owned(),
+                    || "nothing wrong is seen here; look at what is unseen, and from the other node too".to_owned(),
                     of,
                 );
                 format!("it does not pass ({}): {why}", tests.what_fails())

@@ -108,6 +108,22 @@ fn each_hop_is_told_and_each_fault_by_its_place() {
         "{dropped:#}"
     );
 
+    let rule = broken(
+        &lab,
+        "node1",
+        "nft add table inet wall
+         nft add chain inet wall through '{ type filter hook forward priority 0; }'
+         nft add chain inet wall more
+         nft add rule inet wall through jump more
+         nft add rule inet wall more ip daddr 10.244.2.0/24 drop",
+        "nft delete table inet wall",
+    );
+    let what =
+        "some packets are dropped by rules of chain inet wall more: nft list chain inet wall more";
+    assert!(says(&rule, "unseen", what), "{rule:#}");
+    let verdict = rule["verdict"].as_str().unwrap();
+    assert!(verdict.contains("look at what is unseen"), "{rule:#}");
+
     let hole = broken(
         &lab,
         "node2",

@@ -1,14 +1,22 @@
 //! The packet filter on the way: what drops what the node forwards, and what may give it another source.
 //!
-//! Policies are read, rules are not followed: what a drop among many rules does to this packet, real packets tell.
+//! Policies of chains are read. Rules are not followed: those that drop something are named, and whether they drop this packet,
+//! real packets tell.
 
 use podspan_cni::filter::INET;
 use podspan_cni::forwarding::TABLES;
-use podspan_kernel::nft::{ChainKind, Family, Hook, ListedBase, ListedChain, Nft, Policy};
+use podspan_kernel::nft::{
+    Chain, ChainKind, Family, Hook, ListedBase, ListedChain, Nft, Policy, Table, Verdict,
+};
 
 use super::{Hop, State, Way};
 use crate::desired::Desired;
 use crate::forwarding;
+
+/// So many chains are named.
+const NAMED: usize = 3;
+/// So many are looked into: those of a Service proxy may be very many.
+const LOOKED_INTO: usize = 200;
 
 impl Way<'_> {
     /// Where the node's packet filter may drop or translate what it forwards.
@@ -26,7 +34,7 @@ impl Way<'_> {
         let is_outweighed = chains.iter().any(|chain| chain.name == forwarding::NAME);
         let before = self.hops.len();
         for (chain, base) in based(&chains) {
-            if (base.hook, base.policy) == (Hook::Forward, Policy::Drop) {
+            if is_on_the_way(base) && base.policy == Policy::Drop {
                 let hop = self.drop(chain, is_outweighed, desired);
                 self.hops.push(hop);
             }
@@ -34,6 +42,22 @@ impl Way<'_> {
         if self.hops.len() == before {
             let what = "no chain drops what this node forwards by its policy";
             self.on_node(State::Right, what);
+        }
+        let refusing = Nft::open().map(|mut nft| refusing(&mut nft, &chains));
+        let refusing = refusing.unwrap_or_default();
+        if !refusing.is_empty() {
+            let more = refusing.len().saturating_sub(NAMED);
+            let named = refusing.into_iter().take(NAMED).collect::<Vec<_>>();
+            let more = match more {
+                0 => String::new(),
+                more => format!(", and of {more} more"),
+            };
+            let what = format!(
+                "some packets are dropped by rules of {}{more}: nft list {}",
+                named.join(", "),
+                named.join("; nft list ")
+            );
+            self.on_node(State::Unseen, what);
         }
         for (chain, base) in based(&chains) {
             let translates = base.kind == Some(ChainKind::Nat) && base.hook == Hook::Postrouting;
@@ -82,6 +106,49 @@ fn list(own: Family) -> podspan_kernel::Result<Vec<ListedChain>> {
 
 fn based(chains: &[ListedChain]) -> impl Iterator<Item = (&ListedChain, ListedBase)> {
     chains.iter().filter_map(|chain| Some((chain, chain.base?)))
+}
+
+/// Where packets come that are forwarded.
+fn is_on_the_way(base: ListedBase) -> bool {
+    matches!(base.hook, Hook::Prerouting | Hook::Forward)
+}
+
+/// The chains on the way, and those that they lead to, which have rules that drop or reject something; ours, of which the policies
+/// tell, are not among them.
+fn refusing(nft: &mut Nft, chains: &[ListedChain]) -> Vec<String> {
+    let on_the_way = based(chains).filter(|(chain, base)| {
+        is_on_the_way(*base) && base.kind == Some(ChainKind::Filter) && chain.table != INET.name
+    });
+    let mut reached: Vec<ListedChain> = on_the_way.map(|(chain, _)| chain.clone()).collect();
+    let mut refusing = Vec::new();
+    let mut next = 0;
+    while let Some(chain) = reached.get(next).cloned().filter(|_| next < LOOKED_INTO) {
+        next += 1;
+        let table = Table {
+            family: chain.family,
+            name: &chain.table,
+        };
+        // One that went meanwhile has none.
+        let rules = nft
+            .list_rules(Chain::plain(table, &chain.name))
+            .unwrap_or_default();
+        if rules.iter().any(|rule| rule.refuses) {
+            refusing.push(place(&chain));
+        }
+        for rule in rules {
+            if let Some(Verdict::Jump(name) | Verdict::Goto(name)) = rule.verdict {
+                let led_to = ListedChain {
+                    name,
+                    ..chain.clone()
+                };
+                let is_known = |known: &ListedChain| place(known) == place(&led_to);
+                if !reached.iter().any(is_known) {
+                    reached.push(led_to);
+                }
+            }
+        }
+    }
+    refusing
 }
 
 fn place(chain: &ListedChain) -> String {
