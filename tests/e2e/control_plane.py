@@ -266,20 +266,25 @@ def temporary_directory():
     """In memory, so that etcd waits for no disk. What was killed before it could remove its own has no lock on it."""
     shared = pathlib.Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else pathlib.Path(tempfile.gettempdir())
     prefix = "podspan-control-plane-"
-    for left in shared.glob(f"{prefix}*"):
-        with lock_of(left) as is_dead:
-            if is_dead:
-                shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=shared) as home, lock_of(home):
+    with contextlib.ExitStack() as stack:
+        # One at a time: a new directory has no lock yet.
+        with lock_of(shared, fcntl.LOCK_EX):
+            for left in shared.glob(f"{prefix}*"):
+                # Its owner may be just removing it.
+                with contextlib.suppress(FileNotFoundError), lock_of(left) as is_dead:
+                    if is_dead:
+                        shutil.rmtree(left, ignore_errors=True)
+            home = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=shared))
+            stack.enter_context(lock_of(home))
         yield home
 
 
 @contextlib.contextmanager
-def lock_of(directory):
+def lock_of(directory, kind=fcntl.LOCK_EX | fcntl.LOCK_NB):
     """Held while it is entered, or false."""
     descriptor = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind)
         yield True
     except BlockingIOError:
         yield False

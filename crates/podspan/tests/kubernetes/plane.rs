@@ -153,12 +153,17 @@ impl Plane {
         std::fs::write(machine.path("router.toml"), router).unwrap();
     }
 
-    /// The agent's configuration with the kubeconfig of somebody who may do everything.
-    pub fn configure_as_admin(&self, machine: &Machine) {
+    /// The agent's configuration with the kubeconfig of somebody who may do nothing.
+    pub fn configure_as_nobody(&self, machine: &Machine) {
+        let read = std::fs::read_to_string(self.kubeconfig()).unwrap();
+        let mut kubeconfig: Value = serde_json::from_str(&read).unwrap();
+        kubeconfig["users"][0]["user"] = json!({});
+        let nobody = self.home.path().join("nobody");
+        std::fs::write(&nobody, kubeconfig.to_string()).unwrap();
         let written = std::fs::read_to_string(machine.path("agent.toml")).unwrap();
-        let [own, admin] = ["podspan", "admin"].map(|user| self.home.path().join(user));
-        let admin = written.replace(&*own.to_string_lossy(), &admin.to_string_lossy());
-        std::fs::write(machine.path("agent.toml"), admin).unwrap();
+        let own = self.kubeconfig();
+        let changed = written.replace(&*own.to_string_lossy(), &nobody.to_string_lossy());
+        std::fs::write(machine.path("agent.toml"), changed).unwrap();
     }
 
     /// `kill` or `start`.
