@@ -335,7 +335,7 @@ fn network_manager(facts: &Facts) -> Vec<Finding> {
     vec![Finding::warning(what, (why, mend))]
 }
 
-/// Rules of both of the kernel's interfaces (C5).
+/// Rules of the older of the kernel's interfaces, beside those of the newer (C5) or alone: the agent does not see what they drop (B4).
 fn legacy(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
     let families = [("iptables", Family::Ip), ("ip6tables", Family::Ip6)];
@@ -350,6 +350,15 @@ fn legacy(facts: &Facts) -> Vec<Finding> {
                        and the agent cannot outweigh one of the older";
             let mend = format!(
                 "{program}-legacy-save shows them; move them with {program}-legacy-save | {program}-nft-restore --noflush, then flush the older"
+            );
+            found.push(Finding::warning(what, (why, mend)));
+        } else if there && let Some(bridge) = &facts.bridge {
+            let what =
+                format!("there are rules of {program}-legacy, which are not looked into here");
+            let why = "a drop of what the node forwards, such as Docker's, is there neither seen nor outweighed by the agent";
+            let mend = format!(
+                "{program}-legacy -S FORWARD shows it; where it drops: {program}-legacy -I FORWARD -i {bridge} -j ACCEPT && \
+                 {program}-legacy -I FORWARD -o {bridge} -j ACCEPT"
             );
             found.push(Finding::warning(what, (why, mend)));
         }

@@ -456,10 +456,17 @@ fn both_kinds_of_iptables_at_once_are_found() {
             && text.starts_with("there are rules of iptables-legacy and of iptables-nft"),
         "{text}"
     );
-    well(|facts| {
-        facts.legacy = [true, true];
+    let (level, text) = ill(|facts| {
+        facts.legacy = [true, false];
         facts.chains.clear();
     });
+    assert!(
+        level == Level::Warning
+            && text.starts_with("there are rules of iptables-legacy, which are not looked into")
+            && text.contains("iptables-legacy -I FORWARD -i podspan0 -j ACCEPT"),
+        "{text}"
+    );
+    well(|facts| facts.legacy = [false, false]);
 }
 
 #[test]
